@@ -1,0 +1,6 @@
+//! What memtrace's kernel side and user side share: the rows of the BPF maps, the counters, the
+//! unwind rows and the pure call-pairing rules. Nothing here allocates, does I/O or names aya.
+#![no_std]
+
+pub mod counters;
+pub mod unwind;

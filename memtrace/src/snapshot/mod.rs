@@ -1,0 +1,341 @@
+//! THE WALL: plain data between those who gather and those who explain.
+//!
+//! A [`Recording`] is self-contained: it needs neither process nor kernel to be explained, and a
+//! live run explains itself through the same types. Nothing here does I/O but `file`.
+
+use serde::{Deserialize, Serialize};
+
+/// Changes when a reader of the old schema would misread the new one.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// A process is its pid *and* its start time: pids are reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProcessId {
+    pub pid: u32,
+    /// Clock ticks since boot (`/proc/PID/stat`, field 22).
+    pub start_time_ticks: u64,
+}
+
+/// A figure that may be unknown, with the reason: never 0, never a guess.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Known<T> {
+    Value(T),
+    Unknown { reason: String },
+}
+
+impl<T> Known<T> {
+    pub fn unknown(reason: impl Into<String>) -> Self {
+        Self::Unknown { reason: reason.into() }
+    }
+
+    pub fn value(&self) -> Option<&T> {
+        match self {
+            Self::Value(value) => Some(value),
+            Self::Unknown { .. } => None,
+        }
+    }
+
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Value(_) => None,
+            Self::Unknown { reason } => Some(reason),
+        }
+    }
+}
+
+/// What is known once, at the start of a recording.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    pub schema: u32,
+    /// memtrace's own version.
+    pub memtrace: String,
+    /// Unix time at which the probes were armed.
+    pub armed_at_unix_ns: u64,
+    pub host: HostSummary,
+    pub tracee: Tracee,
+    pub probes: ProbeReport,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostSummary {
+    /// `uname -r`
+    pub kernel_release: String,
+    pub architecture: String,
+    pub cpus: u32,
+    pub page_size_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tracee {
+    pub id: ProcessId,
+    pub comm: String,
+    pub executable: String,
+    pub command_line: Vec<String>,
+    pub container: Option<Container>,
+    /// Go version from the build info, where the executable is a Go program.
+    pub go_version: Option<String>,
+    pub objects: Vec<Object>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Container {
+    /// "docker", "podman", …; "cgroup" when only the cgroup path told.
+    pub runtime: String,
+    pub id: String,
+    pub name: Option<String>,
+    pub image: Option<String>,
+}
+
+/// One mapped ELF object, as the tracee sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Object {
+    /// Path inside the tracee's mount namespace.
+    pub path: String,
+    /// Lower-case hex; `None` when the object carries none.
+    pub build_id: Option<String>,
+    /// Executable mappings of it.
+    pub mappings: Vec<ObjectMapping>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectMapping {
+    pub start: u64,
+    pub end: u64,
+    pub file_offset: u64,
+}
+
+/// What was planned, what was attached, and what cannot be seen.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProbeReport {
+    pub attached: Vec<AttachedProbe>,
+    pub not_probed: Vec<NotProbed>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttachedProbe {
+    /// Path of the object inside the tracee's mount namespace.
+    pub object: String,
+    /// The allocator family, e.g. "glibc", "jemalloc".
+    pub allocator: String,
+    pub function: String,
+    /// Offset of the function in the file, bytes.
+    pub function_file_offset: u64,
+    /// Offset of the entry site from the function's first byte.
+    pub entry_site: u64,
+    /// The instruction the entry probe stands on, disassembled.
+    pub entry_instruction: String,
+    /// Whether the kernel emulates that instruction (one trap) or single-steps it (two).
+    pub entry_is_emulated: bool,
+    /// Offset of the return probe's site, where the function has one.
+    pub return_site: Option<u64>,
+}
+
+/// A function or an object that is not covered, and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NotProbed {
+    pub object: String,
+    pub function: Option<String>,
+    pub reason: String,
+}
+
+/// A stack by its id; frames from the leaf (the allocator's caller side) outwards.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StackDef {
+    pub id: u64,
+    /// Absolute addresses in the tracee. `frames[0]` is the probed function's entry; all others
+    /// are return addresses.
+    pub frames: Vec<u64>,
+    /// `memtrace_common::unwind::WalkEnd` as a number.
+    pub end: u8,
+}
+
+/// The names of one address: several when functions were inlined, innermost first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AddressNames {
+    pub address: u64,
+    /// Index into [`Tracee::objects`] or [`Recording::new_objects`], where the address lies in an object.
+    pub object: Option<u32>,
+    pub names: Vec<Name>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Name {
+    /// Demangled.
+    pub function: String,
+    pub file: Option<String>,
+    pub line: Option<u32>,
+    pub inlined: bool,
+}
+
+/// The state of the books at one instant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub sequence: u32,
+    pub unix_ns: u64,
+    /// Since the probes were armed.
+    pub elapsed_ns: u64,
+    /// The tracee kept allocating while this was read: rows are each right, their sum is not of
+    /// one instant.
+    pub moving: bool,
+    /// How long the reading took.
+    pub read_ns: u64,
+    pub native: Native,
+    pub go: Known<GoBooks>,
+    pub process: Known<ProcessMemory>,
+    /// memtrace's own cost.
+    pub own: OwnCost,
+    /// True for the last snapshot of a recording, with the reason why it ended.
+    pub ended: Option<String>,
+}
+
+/// The C side: everything that the probes saw.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Native {
+    /// Per stack of simple allocators (malloc and its kin). Since the attach.
+    pub stacks: Vec<StackTotals>,
+    /// Ranges mapped since the attach and still mapped, disjoint.
+    pub ranges: Vec<Range>,
+    /// `memtrace_common::counters::Loss`, by label, zeros included.
+    pub losses: Vec<(String, u64)>,
+    /// `memtrace_common::counters::Tally`, by label, zeros included.
+    pub tallies: Vec<(String, u64)>,
+    /// Calls seen per probed function (index into [`ProbeReport::attached`]).
+    pub hits: Vec<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StackTotals {
+    pub stack: u64,
+    pub allocated_bytes: u64,
+    pub allocated_blocks: u64,
+    pub freed_bytes: u64,
+    pub freed_blocks: u64,
+    /// From the walk over the live blocks; `None` when blocks were not read for this snapshot.
+    pub live: Option<LiveBlocks>,
+}
+
+/// What the walk over the live blocks of one stack found. Equal to `allocated - freed` when the
+/// snapshot is quiescent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveBlocks {
+    pub bytes: u64,
+    pub blocks: u64,
+    pub youngest_age_ns: u64,
+    pub oldest_age_ns: u64,
+    /// Bytes and blocks at least as old as the `--min-age` of the recording.
+    pub aged_bytes: u64,
+    pub aged_blocks: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    pub start: u64,
+    pub length_bytes: u64,
+    pub stack: u64,
+    pub age_ns: u64,
+    pub owner: RangeOwner,
+    /// `PROT_NONE`: reserved, not used.
+    pub reserved: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RangeOwner {
+    /// Anonymous memory that native code asked for itself.
+    Native,
+    /// Mapped inside an allocator call: malloc's own; already explained by the blocks in it.
+    AllocatorInternal,
+    /// Mapped by the Go runtime (through libc's mmap in cgo binaries).
+    GoRuntime,
+    /// A file mapping.
+    File,
+}
+
+/// The Go runtime's own books.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GoBooks {
+    /// Where they were read, e.g. `http://127.0.0.1:6060/debug/pprof/heap`.
+    pub source: String,
+    /// `inuse_space` in total: sampled, scaled, as of the last completed collection.
+    pub inuse_bytes: u64,
+    pub inuse_objects: u64,
+    pub alloc_bytes: u64,
+    pub alloc_objects: u64,
+    /// Mean bytes between samples; 0 when unknown.
+    pub sample_rate_bytes: u64,
+    /// `runtime.MemStats`, where the source carries it.
+    pub memory: Option<GoMemory>,
+    /// The profile's stacks, already symbolized by the Go runtime.
+    pub stacks: Vec<GoStack>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GoStack {
+    /// Leaf first.
+    pub frames: Vec<Name>,
+    pub inuse_bytes: u64,
+    pub inuse_objects: u64,
+    pub alloc_bytes: u64,
+    pub alloc_objects: u64,
+}
+
+/// Fields of `runtime.MemStats`, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoMemory {
+    pub sys: u64,
+    pub heap_alloc: u64,
+    pub heap_sys: u64,
+    pub heap_idle: u64,
+    pub heap_inuse: u64,
+    pub heap_released: u64,
+    pub stack_inuse: u64,
+    pub stack_sys: u64,
+    pub mspan_sys: u64,
+    pub mcache_sys: u64,
+    pub buck_hash_sys: u64,
+    pub gc_sys: u64,
+    pub other_sys: u64,
+    pub next_gc: u64,
+    pub num_gc: u64,
+}
+
+/// `/proc/PID/status` and `smaps_rollup`, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessMemory {
+    pub rss: u64,
+    pub rss_anon: u64,
+    pub rss_file: u64,
+    pub rss_shmem: u64,
+    pub rss_peak: u64,
+    pub swap: u64,
+    pub threads: u32,
+}
+
+/// What memtrace itself cost.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OwnCost {
+    pub probe_hits: u64,
+    /// Time in BPF programs; unknown unless the kernel counts it (`kernel.bpf_stats_enabled`).
+    pub bpf_time_ns: Option<u64>,
+    /// Memory of the BPF maps as the kernel tells it (`memlock` of the map's fdinfo).
+    pub kernel_memory_bytes: u64,
+    /// memtrace's own resident memory.
+    pub user_memory_bytes: u64,
+    /// memtrace's own CPU time.
+    pub user_cpu_ns: u64,
+    /// Unwind tables: rows, and the time it took to build them.
+    pub unwind_rows: u64,
+    pub unwind_build_ns: u64,
+}
+
+/// A whole recording in memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recording {
+    pub header: Header,
+    /// Objects mapped after the start; indices go on from [`Tracee::objects`].
+    pub new_objects: Vec<Object>,
+    pub stacks: Vec<StackDef>,
+    pub names: Vec<AddressNames>,
+    pub snapshots: Vec<Snapshot>,
+}
