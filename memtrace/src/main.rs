@@ -1,1 +1,17 @@
-fn main() {}
+//! Parse, call, print the error chain, exit code; nothing else.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use memtrace::cli::Cli;
+
+fn main() -> ExitCode {
+    memtrace::session::restore_sigpipe();
+    match memtrace::session::run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("memtrace: {error:#}");
+            memtrace::session::exit_code(&error)
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The command line: clap types only. What they mean is in `session`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Explains where the memory of a container is: native allocations by complete stack, beside the
+/// Go heap, from the outside, with no restart and no code injected.
+#[derive(Debug, Parser)]
+#[command(name = "memtrace", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Trace a process's native allocations and report what is outstanding, by stack
+    ///
+    /// Needs root (or CAP_SYS_ADMIN, CAP_SYS_PTRACE and read access to the target) and Linux 5.17.
+    /// Nothing is injected: uprobes stand on the allocator's functions while memtrace runs, and
+    /// are gone when it ends, however it ends. Blocks allocated before the attach are not seen.
+    Record(RecordArgs),
+    /// Render a recording again, in any format; needs neither root nor the process
+    Report(ReportArgs),
+    /// Say what this host can do: kernel features, capabilities, cgroups, container runtimes
+    ///
+    /// Exits with 0 when `record` would work here, with 1 when it would not.
+    Doctor(DoctorArgs),
+    /// Print the completion script for a shell
+    Completions {
+        /// Shell to print it for
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page (roff)
+    Man,
+}
+
+#[derive(Debug, Args)]
+pub struct RecordArgs {
+    #[command(flatten)]
+    pub target: TargetArgs,
+
+    /// How long to trace, e.g. `20s`, `5m`, `1h`; until Ctrl-C or the target's exit when not given
+    #[arg(short, long, value_parser = parse_duration, value_name = "TIME")]
+    pub duration: Option<Duration>,
+
+    /// Take a snapshot every so often; the default is one at the end
+    #[arg(short, long, value_parser = parse_interval, value_name = "TIME")]
+    pub interval: Option<Duration>,
+
+    /// Write the recording here, for `memtrace report`
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub formats: FormatArgs,
+
+    /// Where the Go runtime's heap profile comes from: `auto` (the target's own pprof port), a
+    /// URL inside the target's network namespace, a profile FILE, or `off`
+    #[arg(long, value_name = "URL|FILE|auto|off", default_value = "auto")]
+    pub go_profile: String,
+
+    #[command(flatten)]
+    pub limits: LimitArgs,
+
+    /// Show the plan, every probe's site, and the kernel side's diagnostics on stderr
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// Exactly one of these says what to trace.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct TargetArgs {
+    /// A process by its id in this pid namespace
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pid: Option<u32>,
+
+    /// A container by name or id prefix: its first process that has an allocator
+    #[arg(short, long, value_name = "NAME|ID")]
+    pub container: Option<String>,
+
+    /// Start this command and trace it from its first allocation
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// What is shown, and in which files. `-` is standard output.
+#[derive(Clone, Debug, Args)]
+pub struct FormatArgs {
+    /// Write JSON (documented in docs/json.md)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Write a pprof profile, for `go tool pprof`
+    #[arg(long, value_name = "FILE")]
+    pub pprof: Option<PathBuf>,
+
+    /// Merge the Go heap into the pprof profile (label `origin=go`)
+    #[arg(long, requires = "pprof")]
+    pub merge_go: bool,
+
+    /// Write folded stacks (outstanding bytes), for flame graphs
+    #[arg(long, value_name = "FILE")]
+    pub folded: Option<PathBuf>,
+
+    /// Count only blocks at least this old as outstanding, e.g. `10s`
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub min_age: Option<Duration>,
+
+    /// How many stacks the text report shows
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub top: usize,
+
+    /// Show the frames of the Go runtime and of cgo's glue, which are folded otherwise
+    #[arg(long)]
+    pub show_runtime_frames: bool,
+
+    /// Colour in the text report
+    #[arg(long, value_enum, default_value_t = ColorChoice::Auto, value_name = "WHEN")]
+    pub color: ColorChoice,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ColorChoice {
+    /// On a terminal
+    Auto,
+    Always,
+    Never,
+}
+
+/// Sizes of the kernel side's maps. They grow with use; these are the most they may hold.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Most live blocks (about 100 bytes of kernel memory each, as they come)
+    #[arg(long, value_name = "N", default_value_t = 10_000_000, value_parser = clap::value_parser!(u32).range(1_000..=200_000_000))]
+    pub max_blocks: u32,
+
+    /// Most distinct stacks (about 1.2 KiB each, as they come)
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(100..=4_000_000))]
+    pub max_stacks: u32,
+
+    /// Most threads with an allocator call seen (about 1.3 KiB each, as they come)
+    #[arg(long, value_name = "N", default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    pub max_threads: u32,
+
+    /// Size of the ring for mmap events, bytes, a power of two (allocated at the start)
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = parse_ring_bytes)]
+    pub ring_bytes: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// The recording, as written by `memtrace record -o`
+    pub file: PathBuf,
+
+    #[command(flatten)]
+    pub formats: FormatArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `20s`, `1500ms`, `5m`, `1h`, or a bare number of seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let number_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(number_end);
+    let seconds_per_unit = match unit {
+        "ms" => 1e-3,
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3_600.0,
+        _ => return Err(format!("unknown unit `{unit}`: use ms, s, m or h, as in `20s`")),
+    };
+    let number: f64 = number.parse().map_err(|_| "needs a number, as in `20s`".to_string())?;
+    Duration::try_from_secs_f64(number * seconds_per_unit)
+        .map_err(|_| "is too long for a duration".to_string())
+}
+
+/// Shorter than this, snapshots would be most of the work.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
+    if interval < SHORTEST_INTERVAL {
+        return Err(format!("must be at least {} ms", SHORTEST_INTERVAL.as_millis()));
+    }
+    Ok(interval)
+}
+
+fn parse_ring_bytes(text: &str) -> Result<u32, String> {
+    let bytes: u32 = text.parse().map_err(|_| "needs a number of bytes".to_string())?;
+    if !bytes.is_power_of_two() || !(65_536..=(1 << 30)).contains(&bytes) {
+        return Err("must be a power of two from 65536 to 1073741824".to_string());
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(parse_duration("20s"), Ok(Duration::from_secs(20)));
+        assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("7"), Ok(Duration::from_secs(7)));
+        for bad in ["", "s", "5x", "-1s", "1e300h", "99999999999999999999h"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn exactly_one_target_is_needed() {
+        assert!(Cli::try_parse_from(["memtrace", "record"]).is_err());
+        assert!(
+            Cli::try_parse_from(["memtrace", "record", "--pid", "1", "--container", "x"]).is_err()
+        );
+        assert!(Cli::try_parse_from(["memtrace", "record", "--", "ls", "-l"]).is_ok());
+    }
+}
