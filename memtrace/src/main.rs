@@ -6,7 +6,6 @@ use clap::Parser;
 use memtrace::cli::Cli;
 
 fn main() -> ExitCode {
-    memtrace::session::restore_sigpipe();
     match memtrace::session::run(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
