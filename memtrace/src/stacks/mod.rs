@@ -17,8 +17,10 @@ mod go_rules;
 mod layout;
 pub mod pclntab;
 mod rules;
+pub mod space;
 pub mod table;
 pub mod walk;
 
 pub use rules::Unsupported;
+pub use space::{ProcessSpace, TableStore, bias};
 pub use table::{TableError, TableStats, UnwindTable, build_table, build_table_of_file};

@@ -131,35 +131,26 @@ pub fn walk(
 ) -> (Vec<u64>, WalkEnd) {
     let mut frames = vec![registers.pc];
     let mut registers = registers;
-    let mut lookup_back = 0;
     let mut row = match start {
         Start::AtEntry => Ok(UnwindRow { pc: 0, kind: CfaKind::Rsp, offset_by_8: 1, rbp: 0 }),
         Start::Anywhere => space.row_at(registers.pc),
     };
     loop {
         let step = match row {
-            Ok(row) => {
-                // A PLT stub's rule depends on the pc as it is, never on a return address.
-                step(row, registers, &mut read)
-            }
+            Ok(row) => step(row, registers, &mut read),
             Err(end) => Step::End(end),
         };
-        registers = match step {
-            Step::Caller(caller) => {
-                lookup_back = 1;
-                caller
-            }
-            Step::Interrupted(interrupted) => {
-                lookup_back = 0;
-                interrupted
-            }
+        let look_up_at;
+        (registers, look_up_at) = match step {
+            Step::Caller(caller) => (caller, caller.pc.wrapping_sub(1)),
+            Step::Interrupted(interrupted) => (interrupted, interrupted.pc),
             Step::End(end) => return (frames, end),
         };
         if frames.len() == MAX_FRAMES {
             return (frames, WalkEnd::TooDeep);
         }
         frames.push(registers.pc);
-        row = space.row_at(registers.pc.wrapping_sub(lookup_back));
+        row = space.row_at(look_up_at);
     }
 }
 
