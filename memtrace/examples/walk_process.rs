@@ -14,8 +14,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use memtrace::snapshot::ObjectMapping;
-use memtrace::stacks::TableStore;
+use memtrace::stacks::symbolize::Options;
 use memtrace::stacks::walk::{Registers, Start, UnwindSpace, walk};
+use memtrace::stacks::{Root, Symbolizer, TableStore};
 use memtrace::tracee::MappedFile;
 
 fn main() -> Result<()> {
@@ -42,11 +43,33 @@ fn main() -> Result<()> {
     };
     let space = UnwindSpace { mappings: &space.mappings, rows: store.rows() };
     let (frames, end) = walk(space, start, registers, read);
+    println!("{end:?}, {} frames, {:?}", frames.len(), store.stats());
+
+    let started = std::time::Instant::now();
+    let root = Root::of_process(pid.parse()?).ok();
+    let mut symbolizer = Symbolizer::new(Options { root, ..Options::default() });
+    symbolizer.add_objects(&files);
+    let names = symbolizer.name_stacks([&frames[..]]);
+    let elapsed = started.elapsed();
     for frame in &frames {
-        println!("{frame:#x}");
+        let Some(found) = names.iter().find(|names| names.address == *frame) else { continue };
+        for name in &found.names {
+            let mark = if name.inlined { " (inlined)" } else { "" };
+            let file = name.file.as_deref().unwrap_or("?");
+            println!("{frame:#x} {}{mark} {file}:{}", name.function, name.line.unwrap_or(0));
+        }
     }
-    println!("{end:?} {} frames, {:?}", frames.len(), store.stats());
+    println!("named in {elapsed:?}, {:?}, {}", symbolizer.stats(), resident()?);
+    symbolizer.release();
+    println!("released: {}", resident()?);
     Ok(())
+}
+
+fn resident() -> Result<String> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let lines =
+        status.lines().filter(|line| line.starts_with("VmRSS") || line.starts_with("VmHWM"));
+    Ok(lines.map(|line| line.replace('\t', " ")).collect::<Vec<_>>().join(", "))
 }
 
 fn mapped_files(pid: &str) -> Result<Vec<MappedFile>> {

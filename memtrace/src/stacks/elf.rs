@@ -325,6 +325,14 @@ impl<'s, S: ByteSource + ?Sized> Elf<'s, S> {
         (read.ok()? as u64 == size).then_some(Cow::Owned(inflated))
     }
 
+    /// How many bytes [`Self::section_contents`] will give, as the section tells it.
+    pub fn contents_size(&self, section: &Section) -> u64 {
+        if section.flags & SHF_COMPRESSED == 0 {
+            return section.size;
+        }
+        self.source.read(section.offset, 24).map_or(0, |header| u64_at(&header, 8))
+    }
+
     /// File bytes at a virtual address.
     pub fn bytes_at(&self, vaddr: u64, length: u64) -> Option<Cow<'s, [u8]>> {
         let (load, inside) = self.segment_at(vaddr)?;

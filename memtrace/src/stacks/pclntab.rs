@@ -109,6 +109,15 @@ impl<'d> PclnTable<'d> {
         (0 < table.functions && table.functions <= room / table.entry_size()).then_some(table)
     }
 
+    /// Free of what it was read from.
+    pub fn into_owned(self) -> PclnTable<'static> {
+        PclnTable {
+            data: Cow::Owned(self.data.into_owned()),
+            inline_trees: self.inline_trees.map(|trees| Cow::Owned(trees.into_owned())),
+            ..self
+        }
+    }
+
     pub fn set_inline_trees(&mut self, bytes: Cow<'d, [u8]>) {
         self.inline_trees = Some(bytes);
     }
