@@ -1,1 +1,5 @@
-//! To be filled.
+//! What is allocated and not freed, by stack: blocks, ranges, totals, ages. Pure.
+//!
+//! Invariant: Σ by stack = Σ by block = Σ alloc − Σ free; where it does not hold, the books say so.
+
+pub mod ranges;
