@@ -2,4 +2,8 @@
 //!
 //! Invariant: Σ by stack = Σ by block = Σ alloc − Σ free; where it does not hold, the books say so.
 
+pub mod books;
+pub mod checks;
+pub mod frames;
 pub mod ranges;
+pub mod summary;
