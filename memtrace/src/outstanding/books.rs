@@ -59,7 +59,7 @@ pub struct StackLine {
     pub aged: Option<Amount>,
     /// Youngest and oldest live block.
     pub ages_ns: Option<(u64, u64)>,
-    /// Of all outstanding bytes, 0 to 1.
+    /// Of all [`Books::ranked_total`] bytes, 0 to 1.
     pub share: f64,
     pub growth: Option<Growth>,
     /// The most that any snapshot up to this one saw.
@@ -127,6 +127,28 @@ impl Books<'_> {
     pub fn is_lossless(&self) -> bool {
         self.losses.iter().all(|loss| loss.count == 0)
     }
+
+    /// What profiles and rankings count of a row: what is old enough where the recording asked for
+    /// a `--min-age` and ages were read, else what is outstanding.
+    pub fn ranked(&self, line: &StackLine) -> Amount {
+        ranked(line.outstanding, line.aged, self.min_age_ns)
+    }
+
+    /// [`Books::ranked`] of all rows together.
+    pub fn ranked_total(&self) -> Amount {
+        ranked(self.outstanding, self.aged, self.min_age_ns)
+    }
+
+    /// [`Books::ranked`] of one stack before rows that read the same are folded.
+    pub fn ranked_row(&self, row: &StackTotals) -> Amount {
+        let aged = row.live.map(|live| Amount { bytes: live.aged_bytes, blocks: live.aged_blocks });
+        // Ages of some rows only would make two kinds of total.
+        ranked(outstanding(row), aged.or(self.aged.map(|_| Amount::default())), self.min_age_ns)
+    }
+}
+
+fn ranked(outstanding: Amount, aged: Option<Amount>, min_age_ns: u64) -> Amount {
+    aged.filter(|_| min_age_ns > 0).unwrap_or(outstanding)
 }
 
 /// What is outstanding of one row; a row that freed more than it allocated holds nothing, and
@@ -231,6 +253,14 @@ impl<'a> Librarian<'a> {
         for line in lines.values() {
             total.take(line);
         }
+        if total.aged.is_some() {
+            // A row without a live block has no old one either.
+            lines.values_mut().for_each(|line| {
+                line.aged.get_or_insert_default();
+            });
+        }
+        let min_age_ns = self.recording.header.min_age_ns;
+        let whole = ranked(total.outstanding, total.aged, min_age_ns);
         let mut stacks: Vec<StackLine> = lines
             .into_iter()
             .map(|(group, mut line)| {
@@ -238,7 +268,8 @@ impl<'a> Librarian<'a> {
                     amounts.get(&group).map_or(0, |amount| amount.bytes)
                 };
                 line.ids.sort_unstable();
-                line.share = share(line.outstanding.bytes, total.outstanding.bytes);
+                let held = ranked(line.outstanding, line.aged, min_age_ns);
+                line.share = share(held.bytes, whole.bytes);
                 line.growth = growth(
                     line.outstanding.bytes,
                     base.map_or(0, |(_, amounts)| bytes_at(amounts)),
@@ -247,9 +278,8 @@ impl<'a> Librarian<'a> {
                 line
             })
             .collect();
-        let min_age_ns = self.recording.header.min_age_ns;
         stacks.sort_by_cached_key(|line| {
-            let aged = line.aged.filter(|_| min_age_ns > 0).unwrap_or(line.outstanding);
+            let aged = ranked(line.outstanding, line.aged, min_age_ns);
             let names: Vec<String> = line.frames.iter().map(Frame::label).collect();
             (Reverse(aged), Reverse(line.outstanding), Reverse(line.allocated), names, line.ids[0])
         });

@@ -166,7 +166,20 @@ fn stacks() -> Vec<StackDef> {
     vec![
         stack(SQLITE_LEAK, &with_tail(&[malloc, SQLITE + 0x10, SQLITE + 0x20, EXE + 0x90]), 0),
         stack(SQLITE_LEAK_TWIN, &with_tail(&[malloc, SQLITE + 0x14, SQLITE + 0x20, EXE + 0x90]), 0),
-        stack(CSTRING_LEAK, &[malloc, EXE + 0x80, EXE + 0x110, EXE + 0x160, EXE + 0x150], 0),
+        stack(
+            CSTRING_LEAK,
+            &[
+                malloc,
+                EXE + 0x80,
+                EXE + 0x100,
+                EXE + 0x110,
+                EXE + 0x170,
+                EXE + 0x180,
+                EXE + 0x160,
+                EXE + 0x150,
+            ],
+            0,
+        ),
         stack(CHURN, &with_tail(&[malloc, XML + 0x10, EXE + 0x90]), 0),
         stack(INLINED, &with_tail(&[malloc, XML + 0x30, EXE + 0x90]), 0),
         stack(TRUNCATED, &[malloc, STRIPPED + 0x123], 3),
@@ -211,7 +224,7 @@ fn all_names() -> Vec<AddressNames> {
         ),
         one(XML + 0x50, 3, "evil\u{1b}[31m\u{1b}]0;owned\u{7}\nname\u{202e}", Some(("a\rb.c", 7))),
         AddressNames { address: XML + 0x60, object: Some(3), names: vec![] },
-        one(EXE + 0x80, 0, "_cgo_3c1cec0c9a4e_C2func_CString", None),
+        one(EXE + 0x80, 0, "_cgo_3c1cec0c9a4e_Cfunc__Cmalloc", None),
         one(
             EXE + 0x90,
             0,
@@ -245,6 +258,8 @@ fn all_names() -> Vec<AddressNames> {
             "runtime.goexit",
             Some(("/usr/local/go/src/runtime/asm_amd64.s", 1771)),
         ),
+        one(EXE + 0x170, 0, "main._cgo_cmalloc", Some(("_cgo_gotypes.go", 77))),
+        one(EXE + 0x180, 0, "main._Cfunc_CString", Some(("_cgo_gotypes.go", 65))),
         one(EXE + 0x160, 0, "main.logLine", Some(("/src/orders/log.go", 23))),
     ]
 }
