@@ -5,6 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod file;
+#[cfg(test)]
+pub(crate) mod synthetic;
+
 /// Changes when a reader of the old schema would misread the new one.
 pub const SCHEMA_VERSION: u32 = 1;
 
@@ -52,6 +56,9 @@ pub struct Header {
     pub memtrace: String,
     /// Unix time at which the probes were armed.
     pub armed_at_unix_ns: u64,
+    /// `--min-age`: what [`LiveBlocks::aged_bytes`] counts; 0 when none was asked for.
+    #[serde(default)]
+    pub min_age_ns: u64,
     pub host: HostSummary,
     pub tracee: Tracee,
     pub probes: ProbeReport,
@@ -153,6 +160,7 @@ pub struct StackDef {
 /// The names of one address: several when functions were inlined, innermost first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AddressNames {
+    /// As it stands in [`StackDef::frames`]: the look-up already took return addresses as such.
     pub address: u64,
     /// Index into [`Tracee::objects`] or [`Recording::new_objects`], where the address lies in an object.
     pub object: Option<u32>,
@@ -246,6 +254,8 @@ pub enum RangeOwner {
     Native,
     /// Mapped inside an allocator call: malloc's own; already explained by the blocks in it.
     AllocatorInternal,
+    /// Mapped as a thread's stack (`MAP_STACK`): large, and touched as far as the thread went.
+    ThreadStack,
     /// Mapped by the Go runtime (through libc's mmap in cgo binaries).
     GoRuntime,
     /// A file mapping.

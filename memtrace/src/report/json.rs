@@ -1,0 +1,306 @@
+//! The JSON report: the contract of `docs/json.md`. All snapshots, all stacks, every counter.
+//!
+//! Strings keep every character; those that a terminal would act on are written as `\u` escapes.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::ser::Formatter;
+use serde_json::{Value, json};
+
+use super::{ReportError, ReportOptions};
+use crate::outstanding::books::{
+    Amount, Books, CounterLine, Growth, Librarian, RangeLine, StackLine,
+};
+use crate::outstanding::frames::{Frame, FrameKind};
+use crate::outstanding::summary::{GoCounted, Summary};
+use crate::snapshot::{GoBooks, Header, Known, Name, RangeOwner};
+
+/// Changes when a reader of the old contract would misread the new one. Additions do not count.
+pub const JSON_SCHEMA: u32 = 1;
+
+pub(super) fn render(
+    librarian: &Librarian<'_>,
+    options: &ReportOptions,
+) -> Result<Vec<u8>, ReportError> {
+    let mut out = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut out, SafeStrings);
+    Document { librarian, options }.serialize(&mut serializer)?;
+    out.push(b'\n');
+    Ok(out)
+}
+
+/// Compact JSON whose strings hold nothing that a terminal acts on.
+struct SafeStrings;
+
+impl Formatter for SafeStrings {
+    fn write_string_fragment<W: io::Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut plain = 0;
+        for (at, c) in fragment.char_indices() {
+            if c.is_ascii() && c != '\u{7f}' || !super::sanitize::must_escape(c) {
+                continue;
+            }
+            writer.write_all(&fragment.as_bytes()[plain..at])?;
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            plain = at + c.len_utf8();
+        }
+        writer.write_all(&fragment.as_bytes()[plain..])
+    }
+}
+
+struct Document<'a, 'r> {
+    librarian: &'a Librarian<'r>,
+    options: &'a ReportOptions,
+}
+
+impl Serialize for Document<'_, '_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Header { memtrace, armed_at_unix_ns, min_age_ns, host, tracee, probes, .. } =
+            &self.librarian.recording().header;
+        let objects: Vec<Value> = self
+            .librarian
+            .index()
+            .objects()
+            .iter()
+            .map(|object| json!({ "path": object.path, "build_id": object.build_id }))
+            .collect();
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("schema", &JSON_SCHEMA)?;
+        map.serialize_entry("memtrace", memtrace)?;
+        map.serialize_entry("armed_at_unix_ns", armed_at_unix_ns)?;
+        map.serialize_entry("min_age_ns", min_age_ns)?;
+        map.serialize_entry("torn", &self.options.torn)?;
+        map.serialize_entry("host", host)?;
+        map.serialize_entry(
+            "tracee",
+            &json!({
+                "pid": tracee.id.pid,
+                "start_time_ticks": tracee.id.start_time_ticks,
+                "comm": tracee.comm,
+                "executable": tracee.executable,
+                "command_line": tracee.command_line,
+                "container": tracee.container,
+                "go_version": tracee.go_version,
+                "objects": objects,
+            }),
+        )?;
+        map.serialize_entry("probes", probes)?;
+        map.serialize_entry("snapshots", &Snapshots(self.librarian))?;
+        map.end()
+    }
+}
+
+/// One snapshot at a time, so that the report of a long recording does not hold all books at once.
+struct Snapshots<'a, 'r>(&'a Librarian<'r>);
+
+impl Serialize for Snapshots<'_, '_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let positions = 0..self.0.recording().snapshots.len();
+        serializer.collect_seq(
+            positions.filter_map(|position| self.0.books(position, None)).map(|books| told(&books)),
+        )
+    }
+}
+
+fn told(books: &Books<'_>) -> Value {
+    let at = books.snapshot;
+    let (go, go_reason) = parted(&at.go, go_books);
+    let (process, process_reason) = parted(&at.process, |process| json!(process));
+    json!({
+        "sequence": at.sequence,
+        "unix_ns": at.unix_ns,
+        "elapsed_ns": at.elapsed_ns,
+        "moving": at.moving,
+        "read_ns": at.read_ns,
+        "ended": at.ended,
+        "native": native(books),
+        "go": go,
+        "go_reason": go_reason,
+        "process": process,
+        "process_reason": process_reason,
+        "summary": summary(&books.summary),
+        "checks": books.checks.iter().map(|check| json!({
+            "name": check.name,
+            "law": check.law,
+            "holds": check.holds,
+            "left": number(check.left),
+            "right": number(check.right),
+        })).collect::<Vec<_>>(),
+        "self": at.own,
+    })
+}
+
+/// JSON numbers that every reader holds; beyond, a hostile recording saturates.
+fn number(value: i128) -> i64 {
+    i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX })
+}
+
+fn parted<T>(known: &Known<T>, tell: impl Fn(&T) -> Value) -> (Value, Option<&str>) {
+    (known.value().map_or(Value::Null, tell), known.reason())
+}
+
+fn amount(amount: Amount) -> Value {
+    json!({ "bytes": amount.bytes, "blocks": amount.blocks })
+}
+
+fn growth(growth: Option<Growth>) -> Value {
+    growth.map_or(Value::Null, |growth| {
+        json!({ "bytes": number(growth.bytes), "bytes_per_second": growth.bytes_per_second })
+    })
+}
+
+fn counters(lines: &[CounterLine]) -> BTreeMap<&str, u64> {
+    lines.iter().map(|line| (line.label.as_str(), line.count)).collect()
+}
+
+fn native(books: &Books<'_>) -> Value {
+    let ranges = |owner: RangeOwner, reserved: bool| {
+        let wanted = |line: &&RangeLine| line.owner == owner && line.reserved == reserved;
+        let lines = books.ranges.iter().filter(wanted);
+        lines.fold(0u64, |sum, line| sum.saturating_add(line.bytes))
+    };
+    json!({
+        "outstanding": amount(books.outstanding),
+        "allocated": amount(books.allocated),
+        "freed": amount(books.freed),
+        "aged": books.aged.map(amount),
+        "truncated": amount(books.truncated),
+        "peak": { "bytes": books.peak_bytes, "elapsed_ns": books.peak_elapsed_ns },
+        "growth": growth(books.growth),
+        "growth_since": {
+            "sequence": books.growth_base.sequence,
+            "elapsed_ns": books.growth_base.elapsed_ns,
+        },
+        "stacks": books.stacks.iter().map(stack).collect::<Vec<_>>(),
+        "ranges": {
+            "bytes": books.summary.native_ranges,
+            "reserved_bytes": books.summary.reserved,
+            "thread_stack_bytes": books.summary.thread_stacks,
+            "allocator_internal_bytes": ranges(RangeOwner::AllocatorInternal, false),
+            "go_runtime_bytes": ranges(RangeOwner::GoRuntime, false),
+            "file_bytes": ranges(RangeOwner::File, false),
+            "stacks": books.ranges.iter().map(range).collect::<Vec<_>>(),
+        },
+        "losses": counters(&books.losses),
+        "tallies": counters(&books.tallies),
+        "hits": books.snapshot.native.hits,
+    })
+}
+
+fn stack(line: &StackLine) -> Value {
+    let (youngest, oldest) = line.ages_ns.unzip();
+    json!({
+        "bytes": line.outstanding.bytes,
+        "blocks": line.outstanding.blocks,
+        "allocated": amount(line.allocated),
+        "freed": amount(line.freed),
+        "aged": line.aged.map(amount),
+        "share": line.share,
+        "youngest_age_ns": youngest,
+        "oldest_age_ns": oldest,
+        "growth": growth(line.growth),
+        "peak_bytes": line.peak_bytes,
+        "complete": line.is_complete(),
+        "ids": line.ids.iter().map(hexadecimal).collect::<Vec<_>>(),
+        "frames": line.frames.iter().map(frame).collect::<Vec<_>>(),
+    })
+}
+
+fn range(line: &RangeLine) -> Value {
+    json!({
+        "owner": line.owner,
+        "reserved": line.reserved,
+        "bytes": line.bytes,
+        "ranges": line.ranges,
+        "youngest_age_ns": line.ages_ns.0,
+        "oldest_age_ns": line.ages_ns.1,
+        "ids": line.ids.iter().map(hexadecimal).collect::<Vec<_>>(),
+        "frames": line.frames.iter().map(frame).collect::<Vec<_>>(),
+    })
+}
+
+/// 64-bit addresses and ids do not survive readers that hold numbers as doubles.
+fn hexadecimal(value: &u64) -> String {
+    format!("{value:#x}")
+}
+
+fn frame(frame: &Frame) -> Value {
+    json!({
+        "function": frame.function,
+        "module": frame.module,
+        "module_offset": frame.module_offset.as_ref().map(hexadecimal),
+        "file": frame.file,
+        "line": frame.line,
+        "address": frame.address.as_ref().map(hexadecimal),
+        "inlined": frame.inlined,
+        "kind": match frame.kind {
+            FrameKind::Native => "native",
+            FrameKind::Go => "go",
+            FrameKind::Glue => "glue",
+            FrameKind::Note => "note",
+        },
+    })
+}
+
+fn go_books(go: &GoBooks) -> Value {
+    let name = |name: &Name| {
+        json!({
+            "function": name.function,
+            "file": name.file,
+            "line": name.line,
+            "inlined": name.inlined,
+        })
+    };
+    json!({
+        "source": go.source,
+        "inuse_bytes": go.inuse_bytes,
+        "inuse_objects": go.inuse_objects,
+        "alloc_bytes": go.alloc_bytes,
+        "alloc_objects": go.alloc_objects,
+        "sample_rate_bytes": go.sample_rate_bytes,
+        "memory": go.memory,
+        "stacks": go.stacks.iter().map(|stack| json!({
+            "inuse_bytes": stack.inuse_bytes,
+            "inuse_objects": stack.inuse_objects,
+            "alloc_bytes": stack.alloc_bytes,
+            "alloc_objects": stack.alloc_objects,
+            "frames": stack.frames.iter().map(name).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+/// Each figure with how it is known, or null with the reason.
+fn summary(summary: &Summary) -> Value {
+    fn figure<T: Copy + Into<i128>>(known: &Known<T>, quality: &str) -> Value {
+        match known {
+            Known::Value(value) => {
+                json!({ "bytes": number((*value).into()), "known": quality })
+            }
+            Known::Unknown { reason } => json!({ "bytes": null, "reason": reason }),
+        }
+    }
+    let exact = |bytes: u64| figure(&Known::Value(bytes), "measured");
+    json!({
+        "rss": figure(&summary.rss, "measured"),
+        "files": figure(&summary.files, "measured"),
+        "go_inuse": figure(&summary.go_inuse, "sampled"),
+        "go_retained": figure(&summary.go_retained, "derived"),
+        "go_counted": match summary.go_counted {
+            GoCounted::Retained => Some("go_retained"),
+            GoCounted::InUse => Some("go_inuse"),
+            GoCounted::Nothing => None,
+        },
+        "native_blocks": exact(summary.native_blocks),
+        "native_ranges": exact(summary.native_ranges),
+        "thread_stacks": exact(summary.thread_stacks),
+        "reserved": exact(summary.reserved),
+        "unexplained": figure(&summary.unexplained, "derived"),
+    })
+}

@@ -1,0 +1,268 @@
+//! gzip'd profile.proto, as `go tool pprof` and its web view open it.
+//!
+//! Sample types in the order of Go's own heap profile; `inuse_*` is what is outstanding. Each
+//! native sample carries the label `origin=native`; with the Go heap merged in, its samples carry
+//! `origin=go`. Totals equal the other reports'. Mapped ranges are not samples: they are no blocks.
+
+use std::collections::HashMap;
+use std::io::Write;
+
+use flate2::{Compression, GzBuilder};
+use prost::Message;
+
+use super::sanitize::visible;
+use super::{ReportError, ReportOptions};
+use crate::go::profile_proto as proto;
+use crate::outstanding::books::{Books, Librarian};
+use crate::outstanding::frames::{FrameIndex, FrameKind};
+use crate::snapshot::GoBooks;
+
+pub(super) fn render(
+    librarian: &Librarian<'_>,
+    books: &Books<'_>,
+    options: &ReportOptions,
+) -> Result<Vec<u8>, ReportError> {
+    let profile = build(librarian, books, options);
+    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
+    gzip.write_all(&profile.encode_to_vec())?;
+    Ok(gzip.finish()?)
+}
+
+fn build(librarian: &Librarian<'_>, books: &Books<'_>, options: &ReportOptions) -> proto::Profile {
+    let header = &librarian.recording().header;
+    let mut builder = Builder::new(librarian.index());
+    builder.add_native(books);
+    if options.merge_go
+        && let Some(go) = books.snapshot.go.value()
+    {
+        builder.add_go(go);
+    }
+
+    let Builder { mut strings, mut profile, .. } = builder;
+    let mut value_type = |name: &str, unit: &str| proto::ValueType {
+        r#type: strings.index(name),
+        unit: strings.index(unit),
+    };
+    profile.sample_type = vec![
+        value_type("alloc_objects", "count"),
+        value_type("alloc_space", "bytes"),
+        value_type("inuse_objects", "count"),
+        value_type("inuse_space", "bytes"),
+    ];
+    // Every native block is recorded: the mean distance between samples is one byte.
+    profile.period_type = Some(value_type("space", "bytes"));
+    profile.period = 1;
+    profile.default_sample_type = strings.index("inuse_space");
+    profile.time_nanos = signed(books.snapshot.unix_ns);
+    profile.duration_nanos = signed(books.snapshot.elapsed_ns);
+
+    let mut comments =
+        vec![format!("memtrace {} of pid {}", visible(&header.memtrace), header.tracee.id.pid)];
+    if books.min_age_ns > 0 {
+        let seconds = books.min_age_ns as f64 / 1e9;
+        comments.push(format!("inuse counts native blocks at least {seconds} s old"));
+    }
+    let losses = books.losses.iter().filter(|loss| loss.count > 0);
+    comments.extend(
+        losses
+            .map(|loss| format!("lost: {} = {}: {}", visible(&loss.label), loss.count, loss.hint)),
+    );
+    let broken = books.checks.iter().filter(|check| !check.holds);
+    comments
+        .extend(broken.map(|check| {
+            format!("does not hold: {}: {} ≠ {}", check.law, check.left, check.right)
+        }));
+    profile.comment = comments.iter().map(|comment| strings.index(comment)).collect();
+    profile.string_table = strings.table;
+    profile
+}
+
+/// profile.proto counts in `i64`.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+struct Strings {
+    table: Vec<String>,
+    index: HashMap<String, i64>,
+}
+
+impl Strings {
+    fn index(&mut self, text: &str) -> i64 {
+        if let Some(index) = self.index.get(text) {
+            return *index;
+        }
+        let index = self.table.len() as i64;
+        self.table.push(text.to_owned());
+        self.index.insert(text.to_owned(), index);
+        index
+    }
+}
+
+/// What makes a location one: an address (as a leaf or as a return address), or a name without one.
+#[derive(PartialEq, Eq, Hash)]
+enum LocationKey {
+    Address(u64),
+    Named { function: u64, line: i64 },
+}
+
+struct Builder<'a, 'r> {
+    index: &'a FrameIndex<'r>,
+    strings: Strings,
+    functions: HashMap<(i64, i64), u64>,
+    locations: HashMap<LocationKey, u64>,
+    /// `(start, end, position in profile.mapping)`, sorted.
+    spans: Vec<(u64, u64, usize)>,
+    profile: proto::Profile,
+}
+
+impl<'a, 'r> Builder<'a, 'r> {
+    fn new(index: &'a FrameIndex<'r>) -> Self {
+        let strings =
+            Strings { table: vec![String::new()], index: HashMap::from([(String::new(), 0)]) };
+        let mut builder = Self {
+            index,
+            strings,
+            functions: HashMap::new(),
+            locations: HashMap::new(),
+            spans: Vec::new(),
+            profile: proto::Profile::default(),
+        };
+        for object in index.objects() {
+            for mapping in &object.mappings {
+                let position = builder.profile.mapping.len();
+                builder.spans.push((mapping.start, mapping.end, position));
+                builder.profile.mapping.push(proto::Mapping {
+                    id: position as u64 + 1,
+                    memory_start: mapping.start,
+                    memory_limit: mapping.end,
+                    file_offset: mapping.file_offset,
+                    filename: builder.strings.index(&visible(&object.path)),
+                    build_id: builder
+                        .strings
+                        .index(&visible(object.build_id.as_deref().unwrap_or(""))),
+                    ..Default::default()
+                });
+            }
+        }
+        builder.spans.sort_unstable();
+        builder
+    }
+
+    fn add_native(&mut self, books: &Books<'_>) {
+        let label = self.origin("native");
+        let mut rows: Vec<_> = books.snapshot.native.stacks.iter().collect();
+        rows.sort_by_key(|row| row.stack);
+        for row in rows {
+            let inuse = books.ranked_row(row);
+            let value = [row.allocated_blocks, row.allocated_bytes, inuse.blocks, inuse.bytes];
+            if value == [0; 4] {
+                continue;
+            }
+            let location_id = self.native_locations(row.stack);
+            let value = value.into_iter().map(signed).collect();
+            self.profile.sample.push(proto::Sample { location_id, value, label: vec![label] });
+        }
+    }
+
+    fn add_go(&mut self, go: &GoBooks) {
+        let label = self.origin("go");
+        for stack in &go.stacks {
+            let location_id = stack
+                .frames
+                .iter()
+                .map(|name| {
+                    let file = name.file.as_deref().unwrap_or("");
+                    self.named_location(&name.function, file, name.line)
+                })
+                .collect();
+            let value =
+                [stack.alloc_objects, stack.alloc_bytes, stack.inuse_objects, stack.inuse_bytes];
+            let value = value.into_iter().map(signed).collect();
+            self.profile.sample.push(proto::Sample { location_id, value, label: vec![label] });
+        }
+    }
+
+    fn origin(&mut self, origin: &str) -> proto::Label {
+        proto::Label {
+            key: self.strings.index("origin"),
+            str: self.strings.index(origin),
+            ..Default::default()
+        }
+    }
+
+    fn native_locations(&mut self, stack: u64) -> Vec<u64> {
+        let addresses = self.index.stack(stack).map_or(&[][..], |stack| &stack.frames[..]);
+        let mut locations: Vec<u64> = addresses
+            .iter()
+            .enumerate()
+            .map(|(depth, address)| self.address_location(*address, depth == 0))
+            .collect();
+        // A walk that ended early says so as the outermost frame.
+        let note = self.index.frames(stack).pop().filter(|frame| frame.kind == FrameKind::Note);
+        locations.extend(note.map(|note| self.named_location(&note.label(), "", None)));
+        locations
+    }
+
+    fn address_location(&mut self, address: u64, is_leaf: bool) -> u64 {
+        // The call stands before the return address: tools that look an address up want the call.
+        let shown = if is_leaf { address } else { address.saturating_sub(1) };
+        let key = LocationKey::Address(shown);
+        if let Some(id) = self.locations.get(&key) {
+            return *id;
+        }
+        let mapping = self.mapping_of(shown);
+        let mut line = Vec::new();
+        for frame in self.index.frames_at(address) {
+            let Some(function) = frame.function.as_deref() else { continue };
+            let file = frame.file.as_deref().unwrap_or("");
+            let function_id = self.function(function, file);
+            line.push(proto::Line { function_id, line: frame.line.map_or(0, i64::from) });
+            if let Some(mapping) = mapping.and_then(|at| self.profile.mapping.get_mut(at)) {
+                mapping.has_functions = true;
+                mapping.has_inline_frames = true;
+                mapping.has_filenames |= frame.file.is_some();
+                mapping.has_line_numbers |= frame.line.is_some();
+            }
+        }
+        let mapping_id = mapping.map_or(0, |position| position as u64 + 1);
+        self.location(key, proto::Location { id: 0, mapping_id, address: shown, line })
+    }
+
+    fn named_location(&mut self, function: &str, file: &str, line: Option<u32>) -> u64 {
+        let function = self.function(function, file);
+        let line = line.map_or(0, i64::from);
+        let key = LocationKey::Named { function, line };
+        if let Some(id) = self.locations.get(&key) {
+            return *id;
+        }
+        let line = vec![proto::Line { function_id: function, line }];
+        self.location(key, proto::Location { id: 0, mapping_id: 0, address: 0, line })
+    }
+
+    fn location(&mut self, key: LocationKey, location: proto::Location) -> u64 {
+        let id = self.profile.location.len() as u64 + 1;
+        self.profile.location.push(proto::Location { id, ..location });
+        self.locations.insert(key, id);
+        id
+    }
+
+    fn function(&mut self, name: &str, file: &str) -> u64 {
+        // `go tool pprof -top` prints names to a terminal as they are.
+        let (name, filename) =
+            (self.strings.index(&visible(name)), self.strings.index(&visible(file)));
+        if let Some(id) = self.functions.get(&(name, filename)) {
+            return *id;
+        }
+        let id = self.profile.function.len() as u64 + 1;
+        self.profile.function.push(proto::Function { id, name, system_name: name, filename });
+        self.functions.insert((name, filename), id);
+        id
+    }
+
+    fn mapping_of(&self, address: u64) -> Option<usize> {
+        let after = self.spans.partition_point(|(start, ..)| *start <= address);
+        let (_, end, position) = *self.spans.get(after.checked_sub(1)?)?;
+        (address < end).then_some(position)
+    }
+}

@@ -1,0 +1,112 @@
+//! Lines of a given width: wrapping, padding, shortening. Widths are terminal cells.
+
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+pub(super) fn cells(text: &str) -> usize {
+    text.width()
+}
+
+pub(super) fn pad_right(text: &str, width: usize) -> String {
+    format!("{text}{}", " ".repeat(width.saturating_sub(cells(text))))
+}
+
+pub(super) fn pad_left(text: &str, width: usize) -> String {
+    format!("{}{text}", " ".repeat(width.saturating_sub(cells(text))))
+}
+
+/// The beginning, ended by `…` where something was cut.
+pub(super) fn keep_start(text: &str, width: usize) -> String {
+    if cells(text) <= width {
+        return text.to_owned();
+    }
+    let mut kept = String::new();
+    let mut used = 1;
+    for c in text.chars() {
+        used += c.width().unwrap_or(0);
+        if used > width {
+            break;
+        }
+        kept.push(c);
+    }
+    kept.push('…');
+    kept
+}
+
+/// The end, begun by `…` where something was cut: paths tell most at their end.
+pub(super) fn keep_end(text: &str, width: usize) -> String {
+    if cells(text) <= width {
+        return text.to_owned();
+    }
+    let mut kept: Vec<char> = Vec::new();
+    let mut used = 1;
+    for c in text.chars().rev() {
+        used += c.width().unwrap_or(0);
+        if used > width {
+            break;
+        }
+        kept.push(c);
+    }
+    kept.push('…');
+    kept.iter().rev().collect()
+}
+
+/// Words in lines of `width` cells, each after the first indented by `indent`, which the first is
+/// assumed to have been given already. A word longer than a line is cut.
+pub(super) fn wrap(text: &str, indent: usize, width: usize) -> String {
+    let room = width.saturating_sub(indent).max(20);
+    let mut out = String::new();
+    let mut used = 0;
+    for word in text.split_whitespace() {
+        let word = keep_start(word, room);
+        if used > 0 && used + 1 + cells(&word) > room {
+            out.push('\n');
+            out.push_str(&" ".repeat(indent));
+            used = 0;
+        }
+        if used > 0 {
+            out.push(' ');
+            used += 1;
+        }
+        used += cells(&word);
+        out.push_str(&word);
+    }
+    out
+}
+
+/// A proportion as `width` cells of blocks, in eighths.
+pub(super) fn bar(part: f64, width: usize) -> String {
+    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    let eighths = (part.clamp(0.0, 1.0) * width as f64 * 8.0).round() as usize;
+    format!("{}{}", "█".repeat(eighths / 8), EIGHTHS[eighths % 8])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_cut_says_so_and_fits() {
+        assert_eq!(keep_start("abcdef", 6), "abcdef");
+        assert_eq!(keep_start("abcdef", 4), "abc…");
+        assert_eq!(keep_end("/a/b/store.go:97", 12), "…store.go:97");
+        assert_eq!(keep_end("数え上げ", 5), "…上げ");
+        assert_eq!(cells(&keep_start("数え上げ", 4)), 3);
+    }
+
+    #[test]
+    fn no_wrapped_line_is_wider_than_asked() {
+        let text = "the quick brown fox ".repeat(20) + &"x".repeat(200);
+        for line in wrap(&text, 6, 40).lines() {
+            assert!(cells(line) <= 40, "{line}");
+        }
+    }
+
+    #[test]
+    fn bars_are_proportional() {
+        assert_eq!(bar(0.0, 10), "");
+        assert_eq!(bar(0.5, 10), "█████");
+        assert_eq!(bar(7.0, 3), "███");
+        assert_eq!(bar(f64::NAN, 3), "");
+        assert_eq!(bar(1.0 / 16.0, 2), "▏");
+    }
+}

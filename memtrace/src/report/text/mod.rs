@@ -1,0 +1,88 @@
+//! The text report: what is read at three in the morning.
+//!
+//! What is wrong comes first, then where the memory is, then who holds it, then what was not seen
+//! and what it cost. Nothing of the tracee's reaches the terminal unescaped; colour only where asked
+//! for; no line is wider than asked, names longer than a line excepted by a cut that shows.
+
+mod head;
+mod layout;
+mod seen;
+mod stacks;
+mod summary;
+
+use super::ReportOptions;
+use super::style::Paint;
+use crate::outstanding::books::{Books, Librarian};
+use crate::snapshot::Recording;
+
+/// Narrower than this nothing useful fits.
+const NARROWEST: usize = 40;
+
+/// Lines of prose longer than this are hard to read.
+const WIDEST_PROSE: usize = 110;
+
+/// What every section is told from.
+struct Page<'a> {
+    recording: &'a Recording,
+    books: &'a Books<'a>,
+    options: &'a ReportOptions,
+    paint: Paint,
+    width: usize,
+    out: String,
+}
+
+pub(super) fn render(
+    librarian: &Librarian<'_>,
+    books: &Books<'_>,
+    options: &ReportOptions,
+) -> String {
+    let mut page = Page {
+        recording: librarian.recording(),
+        books,
+        options,
+        paint: Paint::new(options.colour),
+        width: options.width.max(NARROWEST),
+        out: String::new(),
+    };
+    page.head();
+    page.warnings();
+    page.summary();
+    page.native_stacks();
+    page.native_ranges();
+    page.go_heap();
+    page.not_probed();
+    page.losses();
+    page.own_cost();
+    page.out
+}
+
+impl Page<'_> {
+    fn line(&mut self, text: &str) {
+        self.out.push_str(text.trim_end());
+        self.out.push('\n');
+    }
+
+    fn blank(&mut self) {
+        self.out.push('\n');
+    }
+
+    fn section(&mut self, title: &str) {
+        self.blank();
+        let title = self.paint.heading(title);
+        self.line(&title);
+    }
+
+    /// `text` wrapped and indented.
+    fn paragraph(&mut self, indent: usize, text: &str) {
+        let wrapped = layout::wrap(text, indent, self.width.min(WIDEST_PROSE));
+        self.line(&format!("{}{wrapped}", " ".repeat(indent)));
+    }
+
+    /// `  label       text`, the text wrapped beside the label.
+    fn field(&mut self, label: &str, text: &str) {
+        const TEXT_AT: usize = 13;
+        let wrapped = layout::wrap(text, TEXT_AT, self.width);
+        let label = self.paint.faint(&layout::pad_right(label, TEXT_AT - 2));
+        self.line(&format!("  {label}{wrapped}"));
+    }
+}

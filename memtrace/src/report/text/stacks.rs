@@ -1,0 +1,267 @@
+//! Who holds it: native stacks, native mappings, Go allocation sites.
+
+use super::Page;
+use super::layout::{cells, keep_end, keep_start, pad_left};
+use crate::outstanding::books::{GrowthBase, RangeLine, StackLine};
+use crate::outstanding::frames::{Frame, FrameKind, base_name};
+use crate::report::numbers::{ages, bytes, count, duration, grouped, rate};
+use crate::report::sanitize::visible;
+use crate::snapshot::RangeOwner;
+
+const FRAME_INDENT: usize = 6;
+
+impl Page<'_> {
+    pub(super) fn native_stacks(&mut self) {
+        let books = self.books;
+        self.section("NATIVE BLOCKS NOT FREED");
+        let outstanding = books.outstanding;
+        let mut text = format!(
+            "{} ({} B) in {}",
+            bytes(outstanding.bytes),
+            grouped(outstanding.bytes),
+            count(outstanding.blocks, "block")
+        );
+        if let Some(growth) = books.growth {
+            text.push_str(&format!(", {} {}", rate(growth.bytes_per_second), self.since()));
+        }
+        text.push_str(&format!(
+            ". Peak {} at {} (of the snapshots). Since the attach {} allocated in {}, {} freed in {}.",
+            bytes(books.peak_bytes),
+            duration(books.peak_elapsed_ns),
+            bytes(books.allocated.bytes),
+            count(books.allocated.blocks, "block"),
+            bytes(books.freed.bytes),
+            count(books.freed.blocks, "block"),
+        ));
+        self.paragraph(2, &text);
+        if let Some(aged) = books.aged.filter(|_| books.min_age_ns > 0) {
+            let text = format!(
+                "At least {} old: {} ({} B) in {}. Stacks are ranked by that.",
+                duration(books.min_age_ns),
+                bytes(aged.bytes),
+                grouped(aged.bytes),
+                count(aged.blocks, "block")
+            );
+            self.paragraph(2, &text);
+        }
+
+        let held: Vec<&StackLine> =
+            books.stacks.iter().filter(|line| books.ranked(line).blocks > 0).collect();
+        for (rank, line) in held.iter().take(self.options.top).enumerate() {
+            self.stack(rank + 1, line);
+        }
+        if held.is_empty() {
+            self.paragraph(2, "No stack holds anything.");
+        }
+        let rest = held.get(self.options.top..).unwrap_or_default();
+        if !rest.is_empty() {
+            let rest_bytes =
+                rest.iter().fold(0u64, |sum, line| sum.saturating_add(books.ranked(line).bytes));
+            self.blank();
+            let text = format!(
+                "{} more hold {}: --top shows more, --json and --pprof all.",
+                count(rest.len() as u64, "stack"),
+                bytes(rest_bytes)
+            );
+            self.paragraph(2, &text);
+        }
+    }
+
+    fn since(&self) -> String {
+        match self.books.growth_base {
+            GrowthBase { sequence: None, .. } => "since the attach".to_owned(),
+            GrowthBase { elapsed_ns, .. } => {
+                let between = self.books.snapshot.elapsed_ns.saturating_sub(elapsed_ns);
+                format!("over the last {}", duration(between))
+            }
+        }
+    }
+
+    fn stack(&mut self, rank: usize, line: &StackLine) {
+        let held = self.books.ranked(line);
+        let mut facts = vec![format!("{:.1} %", line.share * 100.0), count(held.blocks, "block")];
+        facts.extend(line.ages_ns.map(ages));
+        if let Some(growth) = line.growth {
+            facts.push(rate(growth.bytes_per_second));
+        }
+        if line.peak_bytes > line.outstanding.bytes {
+            facts.push(format!("peak {}", bytes(line.peak_bytes)));
+        }
+        if held != line.outstanding {
+            facts.push(format!("of {} not freed", bytes(line.outstanding.bytes)));
+        }
+        self.ranked(rank, held.bytes, &facts);
+        self.frames(&line.frames);
+    }
+
+    fn ranked(&mut self, rank: usize, held: u64, facts: &[String]) {
+        self.blank();
+        let rank = pad_left(&format!("{rank}."), 4);
+        let figure = bytes(held);
+        // The facts wrap beside the figure; the figure is painted, so its width is taken before.
+        let at = 4 + 1 + cells(&figure) + 3;
+        let mut lines = vec![String::new()];
+        for fact in facts {
+            let last = lines.len() - 1;
+            let sep = if lines[last].is_empty() { "" } else { " · " };
+            if !lines[last].is_empty()
+                && at + cells(&lines[last]) + cells(sep) + cells(fact) > self.width
+            {
+                lines.push(fact.clone());
+            } else {
+                lines[last].push_str(sep);
+                lines[last].push_str(fact);
+            }
+        }
+        let facts = lines.join(&format!("\n{}", " ".repeat(at)));
+        let figure = self.paint.figure(&figure);
+        self.line(&format!("{rank} {figure}   {facts}"));
+    }
+
+    fn frames(&mut self, frames: &[Frame]) {
+        let shown: Vec<&Frame> = frames
+            .iter()
+            .filter(|frame| self.options.show_runtime_frames || frame.kind != FrameKind::Glue)
+            .collect();
+        let room = self.width.saturating_sub(FRAME_INDENT);
+        let names: Vec<String> = shown.iter().map(|frame| self.frame_name(frame)).collect();
+        // The places stand in one column: as far right as the names need, and not beyond 60 %.
+        let column = names
+            .iter()
+            .map(|name| cells(name))
+            .filter(|name| *name <= room * 3 / 5)
+            .max()
+            .unwrap_or(0);
+        for (frame, name) in shown.iter().zip(&names) {
+            let place = frame_place(frame, self.width >= 120);
+            let name = keep_start(name, room);
+            let painted = match frame.kind {
+                FrameKind::Go => self.paint.go(&name),
+                FrameKind::Glue => self.paint.faint(&name),
+                FrameKind::Note => self.paint.warning(&name),
+                FrameKind::Native => name.clone(),
+            };
+            let indent = " ".repeat(FRAME_INDENT);
+            let gap = column.saturating_sub(cells(&name)) + 2;
+            let left = room.saturating_sub(column + 2);
+            if place.is_empty() {
+                self.line(&format!("{indent}{painted}"));
+            } else if cells(&name) <= column && left >= 12 {
+                let place = self.paint.faint(&keep_end(&place, left));
+                self.line(&format!("{indent}{painted}{}{place}", " ".repeat(gap)));
+            } else {
+                self.line(&format!("{indent}{painted}"));
+                let place = self.paint.faint(&keep_end(&place, room.saturating_sub(4)));
+                self.line(&format!("{indent}    {place}"));
+            }
+        }
+    }
+
+    fn frame_name(&self, frame: &Frame) -> String {
+        let label = frame.label();
+        let inlined = if frame.inlined { " (inlined)" } else { "" };
+        format!("{}{inlined}", visible(&label))
+    }
+
+    pub(super) fn native_ranges(&mut self) {
+        let books = self.books;
+        if books.ranges.is_empty() {
+            return;
+        }
+        self.section("NATIVE MAPPINGS");
+        let of = |wanted: &dyn Fn(&&RangeLine) -> bool| {
+            books.ranges.iter().filter(wanted).fold((0u64, 0u64), |(bytes, ranges), line| {
+                (bytes.saturating_add(line.bytes), ranges + line.ranges)
+            })
+        };
+        let (mapped, ranges) = of(&|line| line.owner == RangeOwner::Native && !line.reserved);
+        let mut text = format!(
+            "{} in {} mapped by native code itself since the attach, and still mapped.",
+            bytes(mapped),
+            count(ranges, "range")
+        );
+        let others = [
+            ("Go's runtime", RangeOwner::GoRuntime),
+            ("the allocators' own", RangeOwner::AllocatorInternal),
+            ("thread stacks", RangeOwner::ThreadStack),
+            ("files", RangeOwner::File),
+        ];
+        let others: Vec<String> = others
+            .into_iter()
+            .map(|(name, owner)| (name, of(&|line| line.owner == owner)))
+            .filter(|(_, (_, ranges))| *ranges > 0)
+            .map(|(name, (mapped, ranges))| {
+                format!("{name} {} ({})", bytes(mapped), grouped(ranges))
+            })
+            .collect();
+        if !others.is_empty() {
+            text.push_str(&format!(" Told apart from it: {}.", others.join(", ")));
+        }
+        self.paragraph(2, &text);
+        let native: Vec<&RangeLine> =
+            books.ranges.iter().filter(|line| line.owner == RangeOwner::Native).collect();
+        for (rank, line) in native.iter().take(self.options.top.min(5)).enumerate() {
+            let mut facts = vec![count(line.ranges, "range"), ages(line.ages_ns)];
+            if line.reserved {
+                facts.push("reserved (PROT_NONE)".to_owned());
+            }
+            self.ranked(rank + 1, line.bytes, &facts);
+            self.frames(&line.frames);
+        }
+    }
+
+    pub(super) fn go_heap(&mut self) {
+        let Some(go) = self.books.snapshot.go.value() else { return };
+        self.section("GO HEAP IN USE");
+        let sampled = match go.sample_rate_bytes {
+            0 => "sampled at an unknown rate".to_owned(),
+            1 => "every allocation recorded".to_owned(),
+            rate => format!("sampled, one per {} on average", bytes(rate)),
+        };
+        let text = format!(
+            "{} in {}, {sampled}, as of the last completed collection; from {}.",
+            bytes(go.inuse_bytes),
+            count(go.inuse_objects, "object"),
+            visible(&go.source)
+        );
+        self.paragraph(2, &text);
+        let mut stacks: Vec<_> = go.stacks.iter().filter(|stack| stack.inuse_bytes > 0).collect();
+        stacks.sort_by(|a, b| {
+            let key = |stack: &crate::snapshot::GoStack| {
+                stack.frames.iter().map(|frame| frame.function.clone()).collect::<Vec<_>>()
+            };
+            b.inuse_bytes.cmp(&a.inuse_bytes).then_with(|| key(a).cmp(&key(b)))
+        });
+        for stack in stacks.iter().take(self.options.top.min(3)) {
+            // The allocating function and who called it: the whole stack is pprof's to show.
+            let names: Vec<_> =
+                stack.frames.iter().take(4).map(|frame| visible(&frame.function)).collect();
+            let figure = pad_left(&bytes(stack.inuse_bytes), 12);
+            let room = self.width.saturating_sub(15);
+            let names = self.paint.go(&keep_start(&names.join(" ← "), room));
+            let figure = self.paint.figure(&figure);
+            self.line(&format!("{figure}   {names}"));
+        }
+    }
+}
+
+/// `file:line`, with the module behind it where there is room; else the module.
+fn frame_place(frame: &Frame, wide: bool) -> String {
+    let module = frame.module.as_deref().map(base_name);
+    let place = match (&frame.file, frame.line) {
+        (Some(file), Some(line)) => format!("{file}:{line}"),
+        (Some(file), None) => file.clone(),
+        (None, _) => match (module, &frame.function) {
+            // Without a function the label is the module already.
+            (Some(module), Some(_)) => module.to_owned(),
+            _ => String::new(),
+        },
+    };
+    let place = match module {
+        Some(module) if wide && frame.file.is_some() && frame.kind == FrameKind::Native => {
+            format!("{place} ({module})")
+        }
+        _ => place,
+    };
+    visible(&place).into_owned()
+}

@@ -1,0 +1,428 @@
+//! The recording file: self-contained, versioned, readable up to its last complete snapshot.
+//!
+//! ```text
+//! file   = magic (8 bytes) version (u32 LE) record*
+//! record = length (u32 LE) crc32 (u32 LE) kind (u8) payload (length bytes)
+//! ```
+//!
+//! `payload` is a zstd frame around MessagePack with field names; `crc32` covers length, kind and
+//! payload. Stacks and names stand before the snapshot that needs them and every snapshot is
+//! flushed, so a file cut anywhere keeps each snapshot that was complete. A reader takes nothing on
+//! trust: every size is bounded before anything is allocated for it. `docs/recording.md` is the
+//! specification.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{AddressNames, Header, Object, Recording, SCHEMA_VERSION, Snapshot, StackDef};
+
+/// The first bytes of every recording. The high byte and the line ends tell text transfers apart.
+pub const MAGIC: [u8; 8] = *b"\x8amtrec\r\n";
+/// Version of the framing; the meaning of the rows is [`SCHEMA_VERSION`].
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Stacks, names and objects are written in records of at most this many rows, so that no record
+/// grows with the recording.
+const ROWS_PER_RECORD: usize = 8192;
+const ZSTD_LEVEL: i32 = 3;
+const RECORD_HEAD_BYTES: usize = 9;
+
+/// What a reader accepts from a file that it does not trust.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadLimits {
+    /// One record, compressed.
+    pub record_bytes: usize,
+    /// One record, decompressed.
+    pub record_raw_bytes: usize,
+    /// All records together, decompressed.
+    pub total_raw_bytes: u64,
+}
+
+impl Default for ReadLimits {
+    fn default() -> Self {
+        Self { record_bytes: 128 << 20, record_raw_bytes: 256 << 20, total_raw_bytes: 2 << 30 }
+    }
+}
+
+/// Why a recording could not be written or read at all.
+#[derive(Debug, Error)]
+pub enum FileError {
+    #[error("failed to open recording `{path}`")]
+    Open { path: String, source: io::Error },
+    #[error("failed to write the recording")]
+    Write(#[source] io::Error),
+    #[error("failed to read the recording at byte {offset}")]
+    Read { offset: u64, source: io::Error },
+    #[error("failed to encode {what}")]
+    Encode { what: &'static str, source: rmp_serde::encode::Error },
+    #[error("{what} takes {bytes} bytes, more than a record holds ({limit})")]
+    TooLarge { what: &'static str, bytes: usize, limit: usize },
+    #[error("not a memtrace recording: it does not begin with its magic bytes")]
+    NotARecording,
+    #[error(
+        "the recording has format {found}, this memtrace reads {supported}: use a newer memtrace"
+    )]
+    UnsupportedFormat { found: u32, supported: u32 },
+    #[error(
+        "the recording has schema {found}, this memtrace reads {supported}: use the memtrace that wrote it"
+    )]
+    UnsupportedSchema { found: u32, supported: u32 },
+    #[error("the recording holds no complete header: {cut}")]
+    NoHeader { cut: Torn },
+}
+
+/// Whether a recording was read to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Completeness {
+    /// Ended by the recorder, with its reason.
+    Complete { reason: String },
+    /// What follows the last good record was not used.
+    Torn(Torn),
+}
+
+/// Where and why reading stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Torn {
+    /// Byte offset of the first record that was not used.
+    pub offset: u64,
+    /// Complete snapshots before it.
+    pub snapshots: usize,
+    pub what: String,
+}
+
+impl std::fmt::Display for Torn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "cut at byte {}: {}; {} complete snapshot{} before it",
+            self.offset,
+            self.what,
+            self.snapshots,
+            if self.snapshots == 1 { "" } else { "s" }
+        )
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    Header = 1,
+    Objects = 2,
+    Stacks = 3,
+    Names = 4,
+    Snapshot = 5,
+    End = 6,
+}
+
+impl Kind {
+    fn from_u8(value: u8) -> Option<Self> {
+        [Self::Header, Self::Objects, Self::Stacks, Self::Names, Self::Snapshot, Self::End]
+            .into_iter()
+            .find(|kind| *kind as u8 == value)
+    }
+
+    const fn what(self) -> &'static str {
+        match self {
+            Self::Header => "the header",
+            Self::Objects => "a list of objects",
+            Self::Stacks => "a list of stacks",
+            Self::Names => "a list of names",
+            Self::Snapshot => "a snapshot",
+            Self::End => "the closing record",
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct End {
+    reason: String,
+}
+
+/// Opens an output for writing: a file (created or truncated), a pipe, a device such as
+/// `/dev/null`, or standard output for `-`.
+pub fn open_output(path: &Path) -> Result<Box<dyn Write + Send>, FileError> {
+    if path == Path::new("-") {
+        return Ok(Box::new(io::stdout()));
+    }
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .map(|file| Box::new(file) as Box<dyn Write + Send>)
+        .map_err(|source| FileError::Open { path: path.display().to_string(), source })
+}
+
+/// Writes a recording as it grows.
+pub struct RecordingWriter<W: Write> {
+    output: W,
+}
+
+impl<W: Write> RecordingWriter<W> {
+    /// Writes magic, version and header, and flushes them.
+    pub fn create(output: W, header: &Header) -> Result<Self, FileError> {
+        let mut writer = Self { output };
+        writer.output.write_all(&MAGIC).map_err(FileError::Write)?;
+        writer.output.write_all(&FORMAT_VERSION.to_le_bytes()).map_err(FileError::Write)?;
+        writer.record(Kind::Header, header)?;
+        writer.flush()?;
+        Ok(writer)
+    }
+
+    /// Appends one snapshot with everything new that it needs, and flushes. The rows are those not
+    /// appended before.
+    pub fn append(
+        &mut self,
+        new_objects: &[Object],
+        new_stacks: &[StackDef],
+        new_names: &[AddressNames],
+        snapshot: &Snapshot,
+    ) -> Result<(), FileError> {
+        for rows in new_objects.chunks(ROWS_PER_RECORD) {
+            self.record(Kind::Objects, rows)?;
+        }
+        for rows in new_stacks.chunks(ROWS_PER_RECORD) {
+            self.record(Kind::Stacks, rows)?;
+        }
+        for rows in new_names.chunks(ROWS_PER_RECORD) {
+            self.record(Kind::Names, rows)?;
+        }
+        self.record(Kind::Snapshot, snapshot)?;
+        self.flush()
+    }
+
+    /// Writes the closing record and hands the output back.
+    pub fn finish(mut self, reason: &str) -> Result<W, FileError> {
+        self.record(Kind::End, &End { reason: reason.to_owned() })?;
+        self.flush()?;
+        Ok(self.output)
+    }
+
+    fn flush(&mut self) -> Result<(), FileError> {
+        self.output.flush().map_err(FileError::Write)
+    }
+
+    fn record<T: Serialize + ?Sized>(&mut self, kind: Kind, value: &T) -> Result<(), FileError> {
+        let what = kind.what();
+        let limits = ReadLimits::default();
+        let raw =
+            rmp_serde::to_vec_named(value).map_err(|source| FileError::Encode { what, source })?;
+        if raw.len() > limits.record_raw_bytes {
+            let limit = limits.record_raw_bytes;
+            return Err(FileError::TooLarge { what, bytes: raw.len(), limit });
+        }
+        let payload = zstd::bulk::compress(&raw, ZSTD_LEVEL).map_err(FileError::Write)?;
+        let length = u32::try_from(payload.len())
+            .ok()
+            .filter(|length| *length as usize <= limits.record_bytes)
+            .ok_or(FileError::TooLarge {
+                what,
+                bytes: payload.len(),
+                limit: limits.record_bytes,
+            })?;
+        let mut head = [0; RECORD_HEAD_BYTES];
+        head[..4].copy_from_slice(&length.to_le_bytes());
+        head[4..8].copy_from_slice(&checksum(length, kind as u8, &payload).to_le_bytes());
+        head[8] = kind as u8;
+        self.output.write_all(&head).map_err(FileError::Write)?;
+        self.output.write_all(&payload).map_err(FileError::Write)
+    }
+}
+
+fn checksum(length: u32, kind: u8, payload: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&length.to_le_bytes());
+    hasher.update(&[kind]);
+    hasher.update(payload);
+    hasher.finalize()
+}
+
+/// Reads a recording from a path, `-` for standard input.
+pub fn read_recording_file(path: &Path) -> Result<(Recording, Completeness), FileError> {
+    if path == Path::new("-") {
+        return read_recording(io::stdin().lock());
+    }
+    let file = File::open(path)
+        .map_err(|source| FileError::Open { path: path.display().to_string(), source })?;
+    read_recording(io::BufReader::with_capacity(1 << 16, file))
+}
+
+/// Reads a recording with the default [`ReadLimits`].
+pub fn read_recording(input: impl Read) -> Result<(Recording, Completeness), FileError> {
+    read_recording_within(input, &ReadLimits::default())
+}
+
+/// Reads a recording. Whatever is damaged ends the reading there; what stood before is returned
+/// with the reason. An error is returned only where there is nothing to return.
+pub fn read_recording_within(
+    input: impl Read,
+    limits: &ReadLimits,
+) -> Result<(Recording, Completeness), FileError> {
+    let mut reader = RecordReader { input, offset: 0, raw_bytes: 0, limits };
+    reader.read_preamble()?;
+
+    let header: Header = match reader.next()? {
+        Next::Record(Kind::Header, raw) => {
+            decode(&raw).map_err(|what| reader.no_header(format!("the header {what}")))?
+        }
+        Next::Record(kind, _) => {
+            return Err(reader.no_header(format!("{} stands in its place", kind.what())));
+        }
+        Next::Cut(what) => return Err(reader.no_header(what)),
+    };
+    if header.schema != SCHEMA_VERSION {
+        let (found, supported) = (header.schema, SCHEMA_VERSION);
+        return Err(FileError::UnsupportedSchema { found, supported });
+    }
+
+    let mut recording = Recording {
+        header,
+        new_objects: Vec::new(),
+        stacks: Vec::new(),
+        names: Vec::new(),
+        snapshots: Vec::new(),
+    };
+    loop {
+        let record_offset = reader.offset;
+        let taken = match reader.next()? {
+            Next::Record(Kind::End, raw) => match decode::<End>(&raw) {
+                Ok(End { reason }) => return Ok((recording, Completeness::Complete { reason })),
+                Err(what) => Err(format!("the closing record {what}")),
+            },
+            Next::Record(kind, raw) => take(&mut recording, kind, &raw),
+            Next::Cut(what) => Err(what),
+        };
+        if let Err(what) = taken {
+            let snapshots = recording.snapshots.len();
+            let torn = Torn { offset: record_offset, snapshots, what };
+            return Ok((recording, Completeness::Torn(torn)));
+        }
+    }
+}
+
+fn take(recording: &mut Recording, kind: Kind, raw: &[u8]) -> Result<(), String> {
+    let result = match kind {
+        Kind::Objects => decode(raw).map(|mut rows| recording.new_objects.append(&mut rows)),
+        Kind::Stacks => decode(raw).map(|mut rows| recording.stacks.append(&mut rows)),
+        Kind::Names => decode(raw).map(|mut rows| recording.names.append(&mut rows)),
+        Kind::Snapshot => decode(raw).map(|snapshot| recording.snapshots.push(snapshot)),
+        Kind::Header | Kind::End => Err("is out of place".to_owned()),
+    };
+    result.map_err(|what| format!("{} {what}", kind.what()))
+}
+
+fn decode<T: DeserializeOwned>(raw: &[u8]) -> Result<T, String> {
+    rmp_serde::from_slice(raw).map_err(|error| format!("does not decode: {error}"))
+}
+
+enum Next {
+    Record(Kind, Vec<u8>),
+    Cut(String),
+}
+
+struct RecordReader<'a, R> {
+    input: R,
+    /// Of the next record.
+    offset: u64,
+    raw_bytes: u64,
+    limits: &'a ReadLimits,
+}
+
+impl<R: Read> RecordReader<'_, R> {
+    fn read_preamble(&mut self) -> Result<(), FileError> {
+        let preamble = self.read_up_to(MAGIC.len() + 4)?;
+        if preamble.len() < MAGIC.len() || preamble[..MAGIC.len()] != MAGIC {
+            return Err(FileError::NotARecording);
+        }
+        let Ok(version) = <[u8; 4]>::try_from(&preamble[MAGIC.len()..]) else {
+            return Err(self.no_header("the file ends inside its version".to_owned()));
+        };
+        let found = u32::from_le_bytes(version);
+        if found != FORMAT_VERSION {
+            return Err(FileError::UnsupportedFormat { found, supported: FORMAT_VERSION });
+        }
+        self.offset = preamble.len() as u64;
+        Ok(())
+    }
+
+    fn no_header(&self, what: String) -> FileError {
+        FileError::NoHeader { cut: Torn { offset: self.offset, snapshots: 0, what } }
+    }
+
+    fn next(&mut self) -> Result<Next, FileError> {
+        loop {
+            let head = self.read_up_to(RECORD_HEAD_BYTES)?;
+            if head.is_empty() {
+                return Ok(Next::Cut("the file ends without its closing record".to_owned()));
+            }
+            let (Some(Ok(length)), Some(Ok(crc)), Some(kind)) = (
+                head.get(..4).map(<[u8; 4]>::try_from),
+                head.get(4..8).map(<[u8; 4]>::try_from),
+                head.get(8).copied(),
+            ) else {
+                return Ok(Next::Cut("the file ends inside a record's head".to_owned()));
+            };
+            let length = u32::from_le_bytes(length);
+            if length as usize > self.limits.record_bytes {
+                return Ok(Next::Cut(format!("a record claims {length} bytes, over the limit")));
+            }
+            let payload = self.read_up_to(length as usize)?;
+            if payload.len() < length as usize {
+                let what = format!("the file ends inside a record of {length} bytes");
+                return Ok(Next::Cut(what));
+            }
+            if checksum(length, kind, &payload) != u32::from_le_bytes(crc) {
+                return Ok(Next::Cut("a record's checksum does not match".to_owned()));
+            }
+            let Some(kind) = Kind::from_u8(kind) else {
+                // Written by a newer memtrace of the same format: whole, and not needed.
+                self.offset += (RECORD_HEAD_BYTES + payload.len()) as u64;
+                continue;
+            };
+            let raw = match self.decompress(&payload) {
+                Ok(raw) => raw,
+                Err(what) => return Ok(Next::Cut(format!("{} {what}", kind.what()))),
+            };
+            self.offset += (RECORD_HEAD_BYTES + payload.len()) as u64;
+            return Ok(Next::Record(kind, raw));
+        }
+    }
+
+    fn decompress(&mut self, payload: &[u8]) -> Result<Vec<u8>, String> {
+        let left = self.limits.total_raw_bytes.saturating_sub(self.raw_bytes);
+        let limit = left.min(self.limits.record_raw_bytes as u64);
+        let decoder = zstd::stream::read::Decoder::with_buffer(payload)
+            .map_err(|error| format!("does not decompress: {error}"))?;
+        let mut raw = Vec::new();
+        decoder
+            .take(limit + 1)
+            .read_to_end(&mut raw)
+            .map_err(|error| format!("does not decompress: {error}"))?;
+        if raw.len() as u64 > limit {
+            return Err(format!("decompresses to more than the limit of {limit} bytes"));
+        }
+        self.raw_bytes += raw.len() as u64;
+        Ok(raw)
+    }
+
+    /// Reads `wanted` bytes, fewer only at the end of the input. Grows with what is there, not with
+    /// what is claimed.
+    fn read_up_to(&mut self, wanted: usize) -> Result<Vec<u8>, FileError> {
+        let mut bytes = Vec::new();
+        self.input
+            .by_ref()
+            .take(wanted as u64)
+            .read_to_end(&mut bytes)
+            .map_err(|source| FileError::Read { offset: self.offset, source })?;
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

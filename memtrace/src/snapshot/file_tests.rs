@@ -1,0 +1,234 @@
+use std::io::Cursor;
+
+use proptest::prelude::*;
+
+use super::super::synthetic;
+use super::*;
+
+/// The synthetic recording as a session would write it: all stacks and names before the first
+/// snapshot, the late object before the last.
+fn write(recording: &Recording) -> Vec<u8> {
+    let mut writer = RecordingWriter::create(Vec::new(), &recording.header).unwrap();
+    for (i, snapshot) in recording.snapshots.iter().enumerate() {
+        let (stacks, names) = match i {
+            0 => (&recording.stacks[..], &recording.names[..]),
+            _ => (&[][..], &[][..]),
+        };
+        let objects =
+            if i + 1 == recording.snapshots.len() { &recording.new_objects[..] } else { &[] };
+        writer.append(objects, stacks, names, snapshot).unwrap();
+    }
+    writer.finish("the test is over").unwrap()
+}
+
+/// Offsets at which records begin, and the end of the file.
+fn record_offsets(bytes: &[u8]) -> Vec<usize> {
+    let mut offsets = vec![MAGIC.len() + 4];
+    while let Some(head) = bytes.get(offsets[offsets.len() - 1]..) {
+        let Some(length) = head.get(..4) else { break };
+        let length = u32::from_le_bytes(length.try_into().unwrap()) as usize;
+        offsets.push(offsets[offsets.len() - 1] + RECORD_HEAD_BYTES + length);
+    }
+    offsets
+}
+
+#[test]
+fn what_was_written_is_read_again() {
+    let recording = synthetic::recording();
+    let (read, completeness) = read_recording(Cursor::new(write(&recording))).unwrap();
+    assert_eq!(read, recording);
+    assert_eq!(completeness, Completeness::Complete { reason: "the test is over".to_owned() });
+}
+
+#[test]
+fn a_file_cut_anywhere_keeps_every_complete_snapshot() {
+    let recording = synthetic::recording();
+    let bytes = write(&recording);
+    let offsets = record_offsets(&bytes);
+    assert_eq!(*offsets.last().unwrap(), bytes.len());
+    // header, stacks, names, snapshot 0, snapshot 1, object, snapshot 2, end
+    assert_eq!(offsets.len(), 9);
+    let ends = [offsets[4], offsets[5], offsets[7]];
+    for length in 0..bytes.len() {
+        let result = read_recording(&bytes[..length]);
+        if length < MAGIC.len() {
+            assert!(matches!(result, Err(FileError::NotARecording)), "cut at {length}");
+        } else if length < offsets[1] {
+            assert!(matches!(result, Err(FileError::NoHeader { .. })), "cut at {length}");
+        } else {
+            let (read, completeness) = result.unwrap();
+            let complete = ends.iter().filter(|end| **end <= length).count();
+            assert_eq!(read.snapshots, recording.snapshots[..complete], "cut at {length}");
+            let Completeness::Torn(torn) = completeness else { panic!("cut at {length} unseen") };
+            assert_eq!(torn.snapshots, complete);
+            let last_start = *offsets.iter().rfind(|offset| **offset <= length).unwrap();
+            assert_eq!(torn.offset as usize, last_start, "cut at {length}");
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_never_taken_for_data() {
+    let recording = synthetic::recording();
+    let bytes = write(&recording);
+    let offsets = record_offsets(&bytes);
+    for position in offsets[1]..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[position] ^= 1 << (position % 8);
+        let (read, completeness) = read_recording(Cursor::new(damaged)).unwrap();
+        let Completeness::Torn(torn) = completeness else { panic!("byte {position} unseen") };
+        assert!(torn.offset as usize <= position);
+        assert_eq!(read.snapshots, recording.snapshots[..torn.snapshots]);
+    }
+}
+
+/// A record as a writer would frame it, whatever its payload.
+fn framed(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let length = payload.len() as u32;
+    let mut bytes = length.to_le_bytes().to_vec();
+    bytes.extend(checksum(length, kind, payload).to_le_bytes());
+    bytes.push(kind);
+    bytes.extend(payload);
+    bytes
+}
+
+fn preamble_and_header() -> Vec<u8> {
+    let bytes = write(&synthetic::recording());
+    bytes[..record_offsets(&bytes)[1]].to_vec()
+}
+
+#[test]
+fn a_decompression_bomb_stops_at_the_limit() {
+    let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 19).unwrap();
+    assert!(bomb.len() < 16 << 10);
+    let mut bytes = preamble_and_header();
+    bytes.extend(framed(Kind::Stacks as u8, &bomb));
+    let limits = ReadLimits { record_raw_bytes: 1 << 20, ..ReadLimits::default() };
+    let (_, completeness) = read_recording_within(&bytes[..], &limits).unwrap();
+    let Completeness::Torn(torn) = completeness else { panic!("the bomb was swallowed") };
+    assert!(torn.what.contains("limit of 1048576 bytes"), "{torn}");
+}
+
+#[test]
+fn many_records_together_stop_at_the_total_limit() {
+    let recording = synthetic::recording();
+    let bytes = write(&recording);
+    let all = read_recording_within(&bytes[..], &ReadLimits::default()).unwrap();
+    assert_eq!(all.0.snapshots.len(), 3);
+    let limits = ReadLimits { total_raw_bytes: 12 << 10, ..ReadLimits::default() };
+    let (read, completeness) = read_recording_within(&bytes[..], &limits).unwrap();
+    assert!(matches!(completeness, Completeness::Torn(_)));
+    assert!(read.snapshots.len() < 3);
+}
+
+#[test]
+fn a_claimed_length_is_not_allocated() {
+    let mut bytes = preamble_and_header();
+    bytes.extend(u32::MAX.to_le_bytes());
+    bytes.extend([0; 5]);
+    let (_, completeness) = read_recording(&bytes[..]).unwrap();
+    let Completeness::Torn(torn) = completeness else { panic!("not seen") };
+    assert!(torn.what.contains("4294967295"), "{torn}");
+}
+
+#[test]
+fn a_record_of_unknown_kind_is_skipped() {
+    let recording = synthetic::recording();
+    let bytes = write(&recording);
+    let header_end = record_offsets(&bytes)[1];
+    let mut extended = bytes[..header_end].to_vec();
+    extended.extend(framed(99, b"from the future"));
+    extended.extend(&bytes[header_end..]);
+    let (read, completeness) = read_recording(&extended[..]).unwrap();
+    assert_eq!(read, recording);
+    assert!(matches!(completeness, Completeness::Complete { .. }));
+}
+
+#[test]
+fn other_files_and_other_versions_are_refused_by_name() {
+    assert!(matches!(read_recording(&b"\x7fELF\x02\x01\x01"[..]), Err(FileError::NotARecording)));
+    let mut bytes = preamble_and_header();
+    bytes[8..12].copy_from_slice(&7u32.to_le_bytes());
+    let error = read_recording(&bytes[..]).unwrap_err().to_string();
+    assert!(error.contains("format 7") && error.contains("newer memtrace"), "{error}");
+
+    let mut header = synthetic::recording().header;
+    header.schema = SCHEMA_VERSION + 1;
+    let writer = RecordingWriter::create(Vec::new(), &header).unwrap();
+    let bytes = writer.finish("x").unwrap();
+    assert!(matches!(read_recording(&bytes[..]), Err(FileError::UnsupportedSchema { .. })));
+}
+
+#[test]
+fn more_rows_than_a_record_holds_are_split() {
+    let mut recording = synthetic::recording();
+    let frames = vec![0x1000, 0x2000];
+    recording.stacks = (0..ROWS_PER_RECORD as u64 * 2 + 1)
+        .map(|id| StackDef { id, frames: frames.clone(), end: 0 })
+        .collect();
+    let bytes = write(&recording);
+    assert_eq!(record_offsets(&bytes).len(), 9 + 2);
+    assert_eq!(read_recording(&bytes[..]).unwrap().0, recording);
+}
+
+#[test]
+fn outputs_may_be_a_file_dev_null_or_a_pipe() {
+    let recording = synthetic::recording();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("recording");
+    std::fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
+    for target in [path.as_path(), Path::new("/dev/null")] {
+        let writer = RecordingWriter::create(open_output(target).unwrap(), &recording.header);
+        writer.unwrap().finish("done").unwrap();
+    }
+    let (read, _) = read_recording_file(&path).unwrap();
+    assert_eq!(read.header, recording.header);
+
+    let fifo = directory.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let reader = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || read_recording_file(&fifo).unwrap()
+    });
+    let writer = RecordingWriter::create(open_output(&fifo).unwrap(), &recording.header);
+    writer.unwrap().finish("through a pipe").unwrap();
+    let (_, completeness) = reader.join().unwrap();
+    assert_eq!(completeness, Completeness::Complete { reason: "through a pipe".to_owned() });
+
+    let missing = directory.path().join("no/such/directory");
+    let error = open_output(&missing).err().unwrap().to_string();
+    assert!(error.contains("no/such/directory"), "{error}");
+    let full =
+        RecordingWriter::create(open_output(Path::new("/dev/full")).unwrap(), &recording.header);
+    assert!(matches!(full, Err(FileError::Write(_))));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_bytes_make_the_reader_panic(
+        tail in proptest::collection::vec(any::<u8>(), 0..600),
+        kind in 0u8..8,
+        compressed in any::<bool>(),
+    ) {
+        let mut bytes = preamble_and_header();
+        let payload = if compressed { zstd::bulk::compress(&tail, 1).unwrap() } else { tail };
+        bytes.extend(framed(kind, &payload));
+        let limits = ReadLimits { record_raw_bytes: 1 << 16, ..ReadLimits::default() };
+        let (read, _) = read_recording_within(&bytes[..], &limits).unwrap();
+        prop_assert!(read.snapshots.is_empty());
+    }
+
+    #[test]
+    fn corruption_of_any_bytes_is_an_answer_not_a_panic(
+        edits in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        let mut bytes = write(&synthetic::recording());
+        for (position, value) in edits {
+            let position = position.index(bytes.len());
+            bytes[position] = value;
+        }
+        let _ = read_recording(&bytes[..]);
+    }
+}

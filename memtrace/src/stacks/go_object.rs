@@ -1,0 +1,190 @@
+//! Finds Go's tables in an object: `gopclntab`, the start of the text, the inline trees.
+//!
+//! Works on the file alone, with or without symbols and section headers, position-independent or
+//! not. What is found is checked; what does not fit is `None`, never a guess.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use super::elf::{ByteSource, Elf, SHT_RELA, u64_at};
+use super::pclntab::{PclnTable, Version};
+
+const R_X86_64_RELATIVE: u64 = 8;
+/// Most relocations read of a position-independent executable.
+const MAX_RELOCATIONS: u64 = 4 << 20;
+/// Offsets of `text` and `etext` in `runtime.moduledata`, Go 1.16 to 1.27.
+const MODULE_TEXT: u64 = 176;
+/// Offsets of `gofunc`: Go 1.27, Go 1.20–1.26, Go 1.18–1.19.
+const MODULE_GOFUNC: [u64; 3] = [344, 320, 304];
+
+/// Reads words as the dynamic linker leaves them: file bytes, relative relocations applied.
+struct Words<'e, 's, S: ByteSource + ?Sized> {
+    elf: &'e Elf<'s, S>,
+    relocated: BTreeMap<u64, u64>,
+}
+
+impl<'e, 's, S: ByteSource + ?Sized> Words<'e, 's, S> {
+    fn new(elf: &'e Elf<'s, S>) -> Self {
+        let mut relocated = BTreeMap::new();
+        if elf.is_dynamic {
+            let sections: Vec<(u64, u64)> = elf
+                .sections
+                .iter()
+                .filter(|section| section.kind == SHT_RELA && section.name.starts_with(".rela.dyn"))
+                .map(|section| (section.offset, section.size))
+                .collect();
+            let places = if sections.is_empty() { elf.dynamic_relocations() } else { sections };
+            for (offset, size) in places {
+                let size = size.min(MAX_RELOCATIONS * 24);
+                let Some(bytes) = elf.source().read(offset, size - size % 24) else { continue };
+                for entry in bytes.chunks_exact(24) {
+                    if u64_at(entry, 8) == R_X86_64_RELATIVE {
+                        relocated.insert(u64_at(entry, 0), u64_at(entry, 16));
+                    }
+                }
+            }
+        }
+        Self { elf, relocated }
+    }
+
+    fn word(&self, vaddr: u64) -> Option<u64> {
+        match self.relocated.get(&vaddr) {
+            Some(value) => Some(*value),
+            None => self.elf.bytes_at(vaddr, 8).map(|bytes| u64_at(&bytes, 0)),
+        }
+    }
+
+    /// Where a pointer to `target` stands in the object's data.
+    fn pointers_to(&self, target: u64) -> Vec<u64> {
+        const ENOUGH: usize = 64;
+        let mut places: Vec<u64> = self
+            .relocated
+            .iter()
+            .filter(|(_, value)| **value == target)
+            .map(|(place, _)| *place)
+            .take(ENOUGH)
+            .collect();
+        for load in self.elf.segments.loads.iter().filter(|load| !load.executable) {
+            let Some(bytes) = self.elf.bytes_from(load.vaddr) else { continue };
+            let skip = (load.vaddr.wrapping_neg() & 7) as usize;
+            let words = bytes.get(skip..).unwrap_or_default().chunks_exact(8);
+            let hits = words.enumerate().filter(|(_, word)| u64_at(word, 0) == target);
+            places.extend(hits.map(|(i, _)| load.vaddr + skip as u64 + 8 * i as u64).take(ENOUGH));
+        }
+        places
+    }
+}
+
+/// The object's Go table, ready for look-ups by the object's virtual addresses.
+pub fn find_go_table<'s, S: ByteSource + ?Sized>(elf: &Elf<'s, S>) -> Option<PclnTable<'s>> {
+    let (table_vaddr, data) = find_pclntab(elf)?;
+    let version = Version::of_magic(super::elf::u32_at(&data, 0))?;
+    let words = Words::new(elf);
+    let module = find_module_data(elf, &words, table_vaddr);
+    let text = match module {
+        Some((_, text)) => text,
+        None => text_start(elf, &data).filter(|_| version != Version::Go116).unwrap_or(0),
+    };
+    if version != Version::Go116 && !elf.segments.is_executable(text) {
+        return None;
+    }
+    let mut table = PclnTable::parse(data, text)?;
+    if version == Version::Go120 {
+        let by_module = module.iter().flat_map(|(module, _)| {
+            MODULE_GOFUNC.iter().filter_map(|at| words.word(module.wrapping_add(*at)))
+        });
+        choose_inline_trees(elf, &mut table, by_module.collect());
+    }
+    Some(table)
+}
+
+fn find_pclntab<'s, S: ByteSource + ?Sized>(elf: &Elf<'s, S>) -> Option<(u64, Cow<'s, [u8]>)> {
+    const NAMES: [&str; 3] = [".gopclntab", ".data.rel.ro.gopclntab", ".go.pclntab"];
+    for section in NAMES.iter().filter_map(|name| elf.section(name)) {
+        if let Some(bytes) = elf.section_bytes(section)
+            && looks_like_table(&bytes)
+        {
+            return Some((section.vaddr, bytes));
+        }
+    }
+    // Linked by the system's linker as a PIE (up to Go 1.25) it has no section of its own.
+    for load in elf.segments.loads.iter().filter(|load| !load.executable) {
+        let Some(bytes) = elf.bytes_from(load.vaddr) else { continue };
+        let skip = (load.vaddr.wrapping_neg() & 7) as usize;
+        let mut at = skip;
+        while at + 64 < bytes.len() {
+            if looks_like_table(&bytes[at..]) {
+                let table = match bytes {
+                    Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[at..]),
+                    Cow::Owned(mut bytes) => Cow::Owned(bytes.split_off(at)),
+                };
+                return Some((load.vaddr + at as u64, table));
+            }
+            at += 8;
+        }
+    }
+    None
+}
+
+fn looks_like_table(bytes: &[u8]) -> bool {
+    bytes.get(1..8).is_some_and(|b| b == [0xff, 0xff, 0xff, 0, 0, 1, 8])
+        && PclnTable::parse(Cow::Borrowed(bytes), 0).is_some()
+}
+
+/// `runtime.firstmoduledata`: its address, and the start of the text that it tells.
+fn find_module_data<S: ByteSource + ?Sized>(
+    elf: &Elf<'_, S>,
+    words: &Words<'_, '_, S>,
+    table_vaddr: u64,
+) -> Option<(u64, u64)> {
+    let check = |module: u64| {
+        let word = |offset: u64| words.word(module.wrapping_add(offset));
+        let (low, high) = (word(MODULE_TEXT - 16)?, word(MODULE_TEXT - 8)?);
+        let (text, end) = (word(MODULE_TEXT)?, word(MODULE_TEXT + 8)?);
+        (word(0)? == table_vaddr
+            && text <= low
+            && low < high
+            && high <= end
+            && elf.segments.is_executable(text)
+            && elf.segments.is_executable(end.wrapping_sub(1)))
+        .then_some((module, text))
+    };
+    if let Some(section) = elf.section(".go.module")
+        && let Some(found) = check(section.vaddr)
+    {
+        return Some(found);
+    }
+    words.pointers_to(table_vaddr).into_iter().find_map(check)
+}
+
+fn text_start<S: ByteSource + ?Sized>(elf: &Elf<'_, S>, table: &[u8]) -> Option<u64> {
+    let by_header = PclnTable::header_text_start(table);
+    if by_header != 0 {
+        return Some(by_header);
+    }
+    let mut by_symbol = None;
+    elf.for_each_symbol(|symbol| {
+        if symbol.name == b"runtime.text" {
+            by_symbol = Some(symbol.vaddr);
+        }
+        by_symbol.is_none()
+    });
+    by_symbol
+}
+
+/// `moduledata.gofunc` moved with Go's versions: takes the candidate whose inline trees fit.
+fn choose_inline_trees<'s, S: ByteSource + ?Sized>(
+    elf: &Elf<'s, S>,
+    table: &mut PclnTable<'s>,
+    candidates: Vec<u64>,
+) {
+    let mut best: Option<(u32, Cow<'s, [u8]>)> = None;
+    for bytes in candidates.into_iter().filter_map(|vaddr| elf.bytes_from(vaddr)) {
+        table.set_inline_trees(bytes.clone());
+        let (right, wrong) = table.check_inline_trees();
+        if wrong == 0 && best.as_ref().is_none_or(|(most, _)| right > *most) {
+            best = Some((right, bytes));
+        }
+    }
+    table.set_inline_trees(best.map_or(Cow::Borrowed(&[]), |(_, bytes)| bytes));
+}

@@ -1,0 +1,418 @@
+//! Names for addresses: function, file, line, inlined frames, object.
+//!
+//! Works on the files that were mapped, through their open descriptors: also when the process has
+//! exited, its library was replaced, or its paths mean something else here. Go text is named by
+//! Go's own table, all else by DWARF and ELF symbols of the object or of its separate debug file.
+//! Every address gets a name: one that nothing names is `libfoo.so+0x1234`, with the object's own
+//! virtual address, or `[unmapped] 0x…`.
+//!
+//! * A return address is looked up as the address before it; answers are keyed by the address.
+//! * Names are cleaned: no control characters, bounded length.
+//! * The first address in an object costs a copy of its symbols and debug information (see
+//!   `image`), and DWARF is parsed by unit as needed: [`Symbolizer::release`] gives that memory
+//!   back and keeps the names.
+//! * Hostile debug information can cost time and memory in proportion to its size (limited); a
+//!   panic in a parser is caught and counted, and the object is then named by its symbols alone.
+//!
+//! Not `Send`: use it on the thread that made it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+
+use blazesym::symbolize::{self, Input, Symbolized, source::Elf as ElfOf, source::Source};
+
+use super::debug_files::{DebugLink, Root};
+use super::elf::{Elf, ElfSegments, FileSource};
+use super::go_object::find_go_table;
+use super::image::SymbolImage;
+use super::pclntab::PclnTable;
+use super::text::clean;
+use crate::snapshot::{AddressNames, Name, ObjectMapping};
+use crate::tracee::MappedFile;
+
+/// How to look for names.
+#[derive(Debug)]
+pub struct Options {
+    /// The tracee's root, for the debug files that its image brings.
+    pub root: Option<Root>,
+    /// Directories of the host with debug files; by default `/usr/lib/debug`.
+    pub debug_dirs: Vec<PathBuf>,
+    /// Most bytes of debug information read of one object; beyond that, symbols alone. By default
+    /// 512 MiB.
+    pub max_debug_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            root: None,
+            debug_dirs: vec![PathBuf::from("/usr/lib/debug")],
+            max_debug_bytes: 512 << 20,
+        }
+    }
+}
+
+/// What naming met, since the symbolizer was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SymbolizerStats {
+    /// Addresses named.
+    pub addresses: u64,
+    /// Of them, those in an object that nothing names.
+    pub unnamed: u64,
+    /// Of them, those in no known mapping.
+    pub unmapped: u64,
+    /// Objects whose debug information was left out for its size.
+    pub debug_info_too_large: u64,
+    /// Objects whose debug information could not be parsed, or made a parser panic.
+    pub debug_info_broken: u64,
+    /// Objects that could not be read, or are not ELF.
+    pub objects_unreadable: u64,
+    /// Bytes of symbols and debug information copied, of all objects read so far.
+    pub copied_bytes: u64,
+}
+
+/// A range of addresses that is no file, e.g. `[vdso]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedRegion {
+    pub start: u64,
+    pub end: u64,
+    pub name: String,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Object { object: usize, mapping: ObjectMapping },
+    Region { region: usize },
+}
+
+pub struct Symbolizer {
+    options: Options,
+    objects: Vec<Object>,
+    regions: Vec<NamedRegion>,
+    /// By start; what is mapped later takes the place of what it covers.
+    places: BTreeMap<u64, (u64, Place)>,
+    names: HashMap<u64, AddressNames>,
+    stats: SymbolizerStats,
+}
+
+struct Object {
+    file: MappedFile,
+    /// `None`: not needed yet, or released.
+    sources: Option<Sources>,
+}
+
+/// What names the addresses of one object.
+#[derive(Default)]
+struct Sources {
+    segments: Option<ElfSegments>,
+    go: Option<PclnTable<'static>>,
+    image: Option<(SymbolImage, symbolize::Symbolizer)>,
+}
+
+impl Symbolizer {
+    pub fn new(options: Options) -> Self {
+        Self {
+            options,
+            objects: Vec::new(),
+            regions: Vec::new(),
+            places: BTreeMap::new(),
+            names: HashMap::new(),
+            stats: SymbolizerStats::default(),
+        }
+    }
+
+    /// Adds objects; the `object` of the answers counts them in the order in which they are added.
+    pub fn add_objects(&mut self, files: &[MappedFile]) {
+        for file in files {
+            let object = self.objects.len();
+            for mapping in &file.mappings {
+                let place = Place::Object { object, mapping: *mapping };
+                self.place(mapping.start, mapping.end, place);
+            }
+            self.objects.push(Object { file: file.clone(), sources: None });
+        }
+    }
+
+    /// Adds a range that is named as a whole.
+    pub fn add_region(&mut self, region: NamedRegion) {
+        let place = Place::Region { region: self.regions.len() };
+        self.place(region.start, region.end, place);
+        self.regions.push(region);
+    }
+
+    fn place(&mut self, start: u64, end: u64, place: Place) {
+        let covered: Vec<u64> = self
+            .places
+            .range(..end)
+            .rev()
+            .take_while(|(_, (covered_end, _))| *covered_end > start)
+            .map(|(covered_start, _)| *covered_start)
+            .collect();
+        for covered_start in covered {
+            if let Some((covered_end, other)) = self.places.remove(&covered_start) {
+                if covered_start < start {
+                    self.places.insert(covered_start, (start, other));
+                }
+                if covered_end > end {
+                    self.places.insert(end, (covered_end, other));
+                }
+            }
+        }
+        if start < end {
+            self.places.insert(start, (end, place));
+        }
+    }
+
+    fn find(&self, address: u64) -> Option<Place> {
+        let (_, (end, place)) = self.places.range(..=address).next_back()?;
+        (address < *end).then_some(*place)
+    }
+
+    pub fn stats(&self) -> &SymbolizerStats {
+        &self.stats
+    }
+
+    /// Gives back what was read of files; the names found stay, and files are read again if needed.
+    pub fn release(&mut self) {
+        for object in &mut self.objects {
+            object.sources = None;
+        }
+    }
+
+    /// Names all addresses of these stacks; each address once, sorted.
+    ///
+    /// `frames[0]` of a stack is looked up as it is, the others as return addresses. Addresses
+    /// named before cost nothing.
+    pub fn name_stacks<'a>(
+        &mut self,
+        stacks: impl IntoIterator<Item = &'a [u64]>,
+    ) -> Vec<AddressNames> {
+        let mut lookups: BTreeMap<u64, u64> = BTreeMap::new();
+        for frames in stacks {
+            let Some((first, callers)) = frames.split_first() else { continue };
+            lookups.insert(*first, *first);
+            for caller in callers {
+                lookups.entry(*caller).or_insert(caller.wrapping_sub(1));
+            }
+        }
+        self.name(&lookups);
+        lookups.keys().filter_map(|address| self.names.get(address).cloned()).collect()
+    }
+
+    /// Finds the names of what is not named yet: address → address to look up.
+    fn name(&mut self, lookups: &BTreeMap<u64, u64>) {
+        let mut by_object: BTreeMap<usize, Vec<(u64, u64, u64)>> = BTreeMap::new();
+        for (address, at) in lookups {
+            if self.names.contains_key(address) {
+                continue;
+            }
+            self.stats.addresses += 1;
+            match self.find(*at) {
+                Some(Place::Object { object, mapping }) => {
+                    let file_offset = at - mapping.start + mapping.file_offset;
+                    by_object.entry(object).or_default().push((*address, *at, file_offset));
+                }
+                Some(Place::Region { region }) => {
+                    let name = clean(&self.regions[region].name);
+                    self.keep(*address, None, vec![plain(name)]);
+                }
+                None => {
+                    self.stats.unmapped += 1;
+                    self.keep(*address, None, vec![plain(format!("[unmapped] {address:#x}"))]);
+                }
+            }
+        }
+        for (object, addresses) in by_object {
+            self.name_in_object(object, &addresses);
+        }
+    }
+
+    fn keep(&mut self, address: u64, object: Option<usize>, names: Vec<Name>) {
+        let object = object.and_then(|index| u32::try_from(index).ok());
+        self.names.insert(address, AddressNames { address, object, names });
+    }
+
+    /// `addresses`: (address, address to look up, its file offset).
+    fn name_in_object(&mut self, index: usize, addresses: &[(u64, u64, u64)]) {
+        let mut sources = match self.objects[index].sources.take() {
+            Some(sources) => sources,
+            None => Sources::read(&self.objects[index].file, &self.options, &mut self.stats),
+        };
+        let mut unnamed = Vec::new();
+        for (address, at, file_offset) in addresses {
+            let Some(vaddr) = sources.vaddr(*at, *file_offset) else {
+                self.stats.unnamed += 1;
+                let name = unknown(&self.objects[index].file.path, address - at, *file_offset);
+                self.keep(*address, Some(index), vec![name]);
+                continue;
+            };
+            let frames = sources.go.as_ref().map(|go| go.frames(vaddr)).unwrap_or_default();
+            if frames.is_empty() {
+                unnamed.push((*address, vaddr, address.wrapping_sub(*at)));
+                continue;
+            }
+            let names = frames.into_iter().map(|frame| Name {
+                function: clean(&frame.function),
+                file: frame.file.as_deref().map(clean),
+                line: frame.line,
+                inlined: frame.inlined,
+            });
+            self.keep(*address, Some(index), names.collect());
+        }
+        let vaddrs: Vec<u64> = unnamed.iter().map(|(_, vaddr, _)| *vaddr).collect();
+        let found = sources.symbolize(&vaddrs, &mut self.stats);
+        for ((address, vaddr, back), mut names) in unnamed.into_iter().zip(found) {
+            if names.is_empty() {
+                self.stats.unnamed += 1;
+                names.push(unknown(&self.objects[index].file.path, back, vaddr));
+            }
+            self.keep(address, Some(index), names);
+        }
+        self.objects[index].sources = Some(sources);
+    }
+}
+
+fn plain(function: String) -> Name {
+    Name { function, file: None, line: None, inlined: false }
+}
+
+/// `libfoo.so+0x1234`, for an address that was looked up `back` bytes earlier.
+fn unknown(path: &str, back: u64, looked_up: u64) -> Name {
+    let base = path.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("[unknown]");
+    plain(clean(&format!("{base}+{:#x}", looked_up.wrapping_add(back))))
+}
+
+impl Sources {
+    fn read(file: &MappedFile, options: &Options, stats: &mut SymbolizerStats) -> Self {
+        let mut sources = Self::default();
+        let Ok(source) = FileSource::new(&file.file) else {
+            stats.objects_unreadable += 1;
+            return sources;
+        };
+        let Ok(elf) = Elf::parse(&source) else {
+            stats.objects_unreadable += 1;
+            return sources;
+        };
+        if elf.is_go() {
+            sources.go = find_go_table(&elf).map(PclnTable::into_owned);
+        }
+        let debug_file = match elf.section(".debug_info") {
+            Some(_) => None,
+            None => {
+                DebugLink::of(&elf).find(&file.path, options.root.as_ref(), &options.debug_dirs)
+            }
+        };
+        let debug_source = debug_file.as_ref().and_then(|file| FileSource::new(file).ok());
+        let debug = debug_source.as_ref().and_then(|source| Elf::parse(source).ok());
+        match SymbolImage::build(&elf, debug.as_ref(), options.max_debug_bytes) {
+            Ok(image) => {
+                stats.copied_bytes += image.size_bytes;
+                stats.debug_info_too_large += u64::from(image.debug_bytes_left_out > 0);
+                sources.image = Some((image, blazesym_of_our_files()));
+            }
+            Err(error) => {
+                log::warn!("failed to copy the symbols of `{}`: {error}", clean(&file.path));
+                stats.objects_unreadable += 1;
+            }
+        }
+        sources.segments = Some(elf.segments);
+        sources
+    }
+
+    /// The object's own virtual address of a mapped file offset.
+    fn vaddr(&self, at: u64, file_offset: u64) -> Option<u64> {
+        let mapping = ObjectMapping { start: at, end: at, file_offset };
+        let bias = self.segments.as_ref()?.load_bias(&mapping)?;
+        Some(at.wrapping_sub(bias))
+    }
+
+    /// Names by DWARF and symbols, in the order of `vaddrs`; empty where nothing names one.
+    fn symbolize(&mut self, vaddrs: &[u64], stats: &mut SymbolizerStats) -> Vec<Vec<Name>> {
+        let mut found: Vec<Vec<Name>> = vec![Vec::new(); vaddrs.len()];
+        if vaddrs.is_empty() {
+            return found;
+        }
+        let Some((image, symbolizer)) = &mut self.image else { return found };
+        if image.has_debug_info {
+            match look_up(symbolizer, image, true, vaddrs) {
+                Some(names) => found = names,
+                None => {
+                    // What broke once is not asked again.
+                    stats.debug_info_broken += 1;
+                    image.has_debug_info = false;
+                    *symbolizer = blazesym_of_our_files();
+                }
+            }
+        }
+        let by_symbols = look_up(symbolizer, image, false, vaddrs).unwrap_or_default();
+        for (names, symbol) in found.iter_mut().zip(by_symbols) {
+            match (names.last_mut(), symbol.into_iter().next_back()) {
+                (None, Some(symbol)) => names.push(symbol),
+                (Some(name), Some(symbol)) if qualifies(&symbol.function, &name.function) => {
+                    name.function = symbol.function;
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+}
+
+/// Whether a symbol's name is the debug information's with the path before it: line tables alone
+/// name a function without its module or class.
+fn qualifies(symbol: &str, name: &str) -> bool {
+    if name.contains("::") || name.contains('(') {
+        return false;
+    }
+    let before = symbol.find(['(', '<']).filter(|at| *at > 0).unwrap_or(symbol.len());
+    [symbol, &symbol[..before]]
+        .iter()
+        .any(|path| path.strip_suffix(name).is_some_and(|path| path.ends_with("::")))
+}
+
+/// The files are our own copies: they do not change, and link to nothing.
+fn blazesym_of_our_files() -> symbolize::Symbolizer {
+    symbolize::Symbolizer::builder()
+        .enable_auto_reload(false)
+        .set_debug_dirs(Some(std::iter::empty::<PathBuf>()))
+        .build()
+}
+
+/// `None` when the object as a whole could not be parsed, or a parser panicked.
+fn look_up(
+    symbolizer: &symbolize::Symbolizer,
+    image: &SymbolImage,
+    debug_syms: bool,
+    vaddrs: &[u64],
+) -> Option<Vec<Vec<Name>>> {
+    let mut elf = ElfOf::new(image.path());
+    elf.debug_syms = debug_syms;
+    let source = Source::Elf(elf);
+    let answer = catch_unwind(AssertUnwindSafe(|| {
+        let found = symbolizer.symbolize(&source, Input::VirtOffset(vaddrs)).ok()?;
+        Some(found.iter().map(names_of).collect::<Vec<_>>())
+    }));
+    answer.ok().flatten().filter(|names| names.len() == vaddrs.len())
+}
+
+/// Innermost first, as the report shows them.
+fn names_of(found: &Symbolized<'_>) -> Vec<Name> {
+    let Symbolized::Sym(symbol) = found else { return Vec::new() };
+    if symbol.name.is_empty() {
+        return Vec::new();
+    }
+    let name = |function: &str, info: Option<&symbolize::CodeInfo<'_>>, inlined| Name {
+        function: clean(function),
+        file: info.map(|info| clean(&info.to_path().to_string_lossy())),
+        line: info.and_then(|info| info.line).filter(|line| *line > 0),
+        inlined,
+    };
+    let inlined =
+        symbol.inlined.iter().rev().map(|call| name(&call.name, call.code_info.as_ref(), true));
+    inlined.chain([name(&symbol.name, symbol.code_info.as_deref(), false)]).collect()
+}
+
+#[cfg(test)]
+#[path = "symbolize_tests.rs"]
+mod tests;
