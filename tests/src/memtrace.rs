@@ -152,7 +152,7 @@ impl Finished {
 
 /// `tracing 4711 (redis-server) in web: (23 probes armed)` → 23
 fn armed(line: &str) -> Option<u64> {
-    line.split(" probes armed").next()?.rsplit(['(', ' ']).next()?.parse().ok()
+    line.split_once(" probes armed")?.0.rsplit(['(', ' ']).next()?.parse().ok()
 }
 
 /// memtrace to its end with these arguments, for everything that is not a long recording.

@@ -58,39 +58,40 @@ fn permits(expression: &str, allowed: &BTreeSet<String>) -> bool {
     // Before SPDX, a slash meant "or".
     let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let mut words = spaced.split_whitespace().peekable();
-    any(&mut words, allowed) && words.peek().is_none()
+    any(&mut words, allowed) == Some(true) && words.peek().is_none()
 }
 
 type Words<'a> = std::iter::Peekable<std::str::SplitWhitespace<'a>>;
 
-fn any(words: &mut Words, allowed: &BTreeSet<String>) -> bool {
-    let mut met = all(words, allowed);
+// `None` is an expression that is none.
+
+fn any(words: &mut Words, allowed: &BTreeSet<String>) -> Option<bool> {
+    let mut met = all(words, allowed)?;
     while words.next_if_eq(&"OR").is_some() {
-        met |= all(words, allowed);
+        met |= all(words, allowed)?;
     }
-    met
+    Some(met)
 }
 
-fn all(words: &mut Words, allowed: &BTreeSet<String>) -> bool {
-    let mut met = one(words, allowed);
+fn all(words: &mut Words, allowed: &BTreeSet<String>) -> Option<bool> {
+    let mut met = one(words, allowed)?;
     while words.next_if_eq(&"AND").is_some() {
-        met &= one(words, allowed);
+        met &= one(words, allowed)?;
     }
-    met
+    Some(met)
 }
 
-fn one(words: &mut Words, allowed: &BTreeSet<String>) -> bool {
-    match words.next() {
-        Some("(") => any(words, allowed) & (words.next() == Some(")")),
-        Some(license) => {
-            // `Apache-2.0 WITH LLVM-exception` permits more than without.
-            if words.next_if_eq(&"WITH").is_some() {
-                words.next();
-            }
-            allowed.contains(license)
-        }
-        None => false,
+fn one(words: &mut Words, allowed: &BTreeSet<String>) -> Option<bool> {
+    let license = words.next()?;
+    if license == "(" {
+        let met = any(words, allowed)?;
+        return (words.next()? == ")").then_some(met);
     }
+    // `Apache-2.0 WITH LLVM-exception` permits more than without.
+    if words.next_if_eq(&"WITH").is_some() {
+        words.next()?;
+    }
+    Some(allowed.contains(license))
 }
 
 #[cfg(test)]
