@@ -1,1 +1,72 @@
-fn main() {}
+//! One command per wish. Every step prints the command it runs; every verb is safe to repeat.
+
+mod bpf;
+mod ci;
+mod daemon;
+mod demo;
+mod go;
+mod interrupt;
+mod licenses;
+mod paths;
+mod setup;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "One command per wish", disable_version_flag = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Installs what building, testing and the demo need, and says so first
+    Setup {
+        /// Only what the demo needs
+        #[arg(long)]
+        demo: bool,
+    },
+    /// Traces a Go service in a container and shows its planted leaks
+    Demo(demo::Options),
+    /// Runs all tests, pure and live (as root)
+    Test {
+        /// Passed on to `cargo test`, e.g. `--test live_conformance realloc`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Everything that has to hold before a merge: format, lints, licences, BPF object, demo, tests
+    Ci,
+    /// Rebuilds the BPF object from source
+    Bpf {
+        /// Only checks that the committed object matches the sources
+        #[arg(long)]
+        check: bool,
+    },
+    /// Becomes the first process of the demo's plain container
+    #[command(hide = true)]
+    Contain(demo::plain::Contain),
+}
+
+fn main() -> ExitCode {
+    paths::prefer_own_tools();
+    let result = match Arguments::parse().verb {
+        Verb::Setup { demo } => setup::run(demo),
+        Verb::Demo(options) => demo::run(&options),
+        Verb::Test { arguments } => test::run(&arguments),
+        Verb::Ci => ci::run(),
+        Verb::Bpf { check } => bpf::run(check),
+        Verb::Contain(contain) => contain.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,3 @@
+module memtrace.test/programs
+
+go 1.21

