@@ -1,108 +1,109 @@
-//! The tracee's address space as the session knows it: mapped objects, their unwind tables, and
-//! which of them the kernel side has been told. Grows when libraries arrive.
+//! The tracee's address space as the session knows it: mapped objects in the order in which they
+//! were first seen, and the unwind tables that the kernel side has been told. Grows when libraries
+//! arrive.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use memtrace_common::unwind::UnwindMapping;
 
 use crate::kernel::Kernel;
-use crate::snapshot::Object;
-use crate::stacks::table::{UnwindTable, build_table_of_file, unwind_mapping};
+use crate::snapshot::{NotProbed, Object};
+use crate::stacks::space::FileIdentity;
+use crate::stacks::{Root, Symbolizer, TableStore, symbolize};
 use crate::tracee::MappedFile;
 use crate::tracee::elf::build_id_of;
-use crate::tracee::mappings::read_mapped_files;
+use crate::tracee::mappings::{AnonymousCode, Mapped, read_mapped};
 
-/// What tells two mapped objects apart: never the path alone.
-type Identity = ((u32, u32), u64, String);
-
-/// A table whose rows the kernel side has.
-struct Placed {
-    table: UnwindTable,
-    first_row: u32,
-}
-
-#[derive(Default)]
 pub struct AddressSpace {
-    pub files: Vec<MappedFile>,
-    /// In the order in which they were first seen; index = `AddressNames::object`.
-    pub objects: Vec<Object>,
-    index: HashMap<Identity, usize>,
-    /// `None`: the object has no table (said once, at building).
-    tables: HashMap<Identity, Option<Placed>>,
-    pub unwind_rows: u64,
-    pub unwind_build: Duration,
-    /// Objects without a table, and why.
-    pub without_table: Vec<(String, String)>,
+    pid: u32,
+    /// As mapped now.
+    files: Vec<MappedFile>,
+    anonymous: Vec<AnonymousCode>,
+    /// In the order in which they were first seen: the symbolizer counts them the same way.
+    objects: Vec<Object>,
+    index: HashMap<FileIdentity, usize>,
+    pub tables: TableStore,
+    rows_told: usize,
+    pub symbolizer: Symbolizer,
 }
 
 impl AddressSpace {
-    /// Reads the mappings; returns the files that were not there before.
-    pub fn refresh(&mut self, pid: u32) -> Result<Vec<MappedFile>> {
-        let files = read_mapped_files(pid)?;
-        let mut new_files = Vec::new();
+    pub fn of(pid: u32) -> Self {
+        // Held open: the debug files of the tracee's image are found after its exit, too.
+        let options = symbolize::Options { root: Root::of_process(pid).ok(), ..Default::default() };
+        Self {
+            pid,
+            files: Vec::new(),
+            anonymous: Vec::new(),
+            objects: Vec::new(),
+            index: HashMap::new(),
+            tables: TableStore::new(),
+            rows_told: 0,
+            symbolizer: Symbolizer::new(options),
+        }
+    }
+
+    pub fn files(&self) -> &[MappedFile] {
+        &self.files
+    }
+
+    /// All objects ever seen.
+    pub fn objects(&self) -> &[Object] {
+        &self.objects
+    }
+
+    /// Reads the mappings; `true` when they differ from what was known.
+    pub fn refresh(&mut self) -> Result<bool> {
+        let Mapped { files, anonymous_code } = read_mapped(self.pid)?;
+        let mut changed = anonymous_code != self.anonymous || files.len() != self.files.len();
         for file in &files {
-            let identity = identity(file);
+            let identity = FileIdentity::of(file)
+                .with_context(|| format!("failed to look at `{}`", file.path))?;
             match self.index.get(&identity) {
-                Some(&known) => self.objects[known].mappings.clone_from(&file.mappings),
+                Some(&known) if self.objects[known].mappings == file.mappings => {}
+                Some(&known) => {
+                    changed = true;
+                    self.objects[known].mappings.clone_from(&file.mappings);
+                }
                 None => {
+                    changed = true;
                     self.index.insert(identity, self.objects.len());
                     self.objects.push(Object {
                         path: file.path.clone(),
                         build_id: build_id_of(&file.file),
                         mappings: file.mappings.clone(),
                     });
-                    new_files.push(file.clone());
+                    self.symbolizer.add_objects(std::slice::from_ref(file));
                 }
             }
         }
         self.files = files;
-        Ok(new_files)
-    }
-
-    /// Index of the file's object.
-    pub fn object_index(&self, file: &MappedFile) -> Option<u32> {
-        self.index.get(&identity(file)).and_then(|&index| u32::try_from(index).ok())
+        self.anonymous = anonymous_code;
+        Ok(changed)
     }
 
     /// Builds what tables are missing and tells the kernel side the mappings as they are now.
-    pub fn publish(&mut self, kernel: &mut Kernel, pid: u32) -> Result<()> {
-        let mut mappings: Vec<UnwindMapping> = Vec::new();
-        let started = Instant::now();
-        for file in &self.files {
-            let identity = identity(file);
-            if !self.tables.contains_key(&identity) {
-                let placed = match build_table_of_file(&file.file) {
-                    Ok(table) => {
-                        let first_row = kernel
-                            .append_unwind_rows(&table.rows)
-                            .with_context(|| format!("no room for the unwind table of `{}`", file.path))?;
-                        self.unwind_rows += table.rows.len() as u64;
-                        Some(Placed { table, first_row })
-                    }
-                    Err(error) => {
-                        self.without_table.push((file.path.clone(), error.to_string()));
-                        None
-                    }
-                };
-                self.tables.insert(identity.clone(), placed);
-            }
-            if let Some(Some(placed)) = self.tables.get(&identity) {
-                mappings.extend(
-                    file.mappings
-                        .iter()
-                        .filter_map(|m| unwind_mapping(&placed.table, m, placed.first_row)),
-                );
-            }
-        }
-        self.unwind_build += started.elapsed();
-        mappings.sort_by_key(|mapping| mapping.start);
-        kernel.set_process(pid, &mappings).context("failed to tell the kernel side the mappings")?;
+    pub fn publish(&mut self, kernel: &mut Kernel) -> Result<()> {
+        self.tables.add(&self.files);
+        let space = self.tables.space_of(&self.files, &self.anonymous);
+        let rows = self.tables.rows();
+        kernel
+            .append_unwind_rows(&rows[self.rows_told..])
+            .context("failed to hand the unwind tables to the kernel side")?;
+        self.rows_told = rows.len();
+        kernel
+            .set_process(self.pid, &space.mappings)
+            .context("failed to hand the mappings to the kernel side")?;
         Ok(())
     }
-}
 
-fn identity(file: &MappedFile) -> Identity {
-    (file.device, file.inode, file.path.clone())
+    /// Objects through which no walk leads, and why.
+    pub fn without_table(&self) -> Vec<NotProbed> {
+        let reason = |failure: &crate::stacks::space::NoTable| NotProbed {
+            object: failure.path.clone(),
+            function: None,
+            reason: format!("stacks end here: {}", failure.reason),
+        };
+        self.tables.failures().iter().map(reason).collect()
+    }
 }
