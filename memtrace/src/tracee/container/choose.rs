@@ -1,0 +1,139 @@
+//! Which of the containers that are known is meant. Pure.
+
+use std::fmt;
+
+use crate::snapshot::Container;
+
+/// The shortest id prefix of a container of which nothing but its cgroup is known.
+///
+/// Named ones are found by any, as by Docker's own command line.
+const SHORTEST_PREFIX: usize = 4;
+/// How many containers an error shows.
+const SHOWN: usize = 8;
+
+/// A container that somebody told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    pub id: String,
+    /// As in [`Container::runtime`].
+    pub runtime: String,
+    /// Without leading slash; the fullest first.
+    pub names: Vec<String>,
+    pub image: Option<String>,
+    /// "running", "exited", …; `None` when nobody told.
+    pub state: Option<String>,
+    /// First process, as the runtime tells it: to be checked.
+    pub pid: Option<u32>,
+}
+
+impl Candidate {
+    pub fn is_running(&self) -> bool {
+        matches!(self.state.as_deref(), Some("running" | "paused"))
+    }
+}
+
+impl fmt::Display for Candidate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = self.id.get(..12).unwrap_or(&self.id);
+        match self.names.first() {
+            Some(name) => write!(formatter, "`{name}` ({id}, {}", self.runtime)?,
+            None => write!(formatter, "`{id}` ({}", self.runtime)?,
+        }
+        match &self.state {
+            Some(state) => write!(formatter, ", {state})"),
+            None => formatter.write_str(")"),
+        }
+    }
+}
+
+impl From<Candidate> for Container {
+    fn from(candidate: Candidate) -> Self {
+        Self {
+            runtime: candidate.runtime,
+            id: candidate.id,
+            name: candidate.names.into_iter().next(),
+            image: candidate.image,
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Choice<'a> {
+    None,
+    One(&'a Candidate),
+    Several(Vec<&'a Candidate>),
+}
+
+/// An exact id beats an exact name beats an id prefix.
+pub(super) fn choose<'a>(wanted: &str, known: &'a [Candidate]) -> Choice<'a> {
+    let by_id = |it: &&Candidate| it.id == wanted;
+    let by_name = |it: &&Candidate| it.names.iter().any(|name| name == wanted);
+    let by_prefix = |it: &&Candidate| {
+        let shortest = if it.names.is_empty() { SHORTEST_PREFIX } else { 1 };
+        wanted.len() >= shortest && it.id.starts_with(wanted)
+    };
+    if wanted.is_empty() {
+        return Choice::None;
+    }
+    let tiers: [&dyn Fn(&&Candidate) -> bool; 3] = [&by_id, &by_name, &by_prefix];
+    for tier in tiers {
+        let matches: Vec<_> = known.iter().filter(tier).collect();
+        match matches.as_slice() {
+            [] => {}
+            [one] => return Choice::One(one),
+            _ => return Choice::Several(matches),
+        }
+    }
+    Choice::None
+}
+
+/// Adds what is new. What was told first stays; what it left open is filled in.
+pub(super) fn merge(known: &mut Vec<Candidate>, told: Vec<Candidate>) {
+    let mut places: std::collections::HashMap<String, usize> =
+        known.iter().enumerate().map(|(place, it)| (it.id.clone(), place)).collect();
+    for new in told {
+        let Some(old) = places.get(&new.id).and_then(|place| known.get_mut(*place)) else {
+            places.insert(new.id.clone(), known.len());
+            known.push(new);
+            continue;
+        };
+        if old.names.is_empty() {
+            old.names = new.names;
+        }
+        old.image = old.image.take().or(new.image);
+        old.state = old.state.take().or(new.state);
+        old.pid = old.pid.or(new.pid);
+    }
+}
+
+/// Those that may have been meant first, then those that run, then by name.
+pub(super) fn sort_by_likeness(wanted: &str, known: &mut [Candidate]) {
+    let wanted = wanted.to_lowercase();
+    let start: String = wanted.chars().take(3).collect();
+    let alike = |it: &Candidate| {
+        let named = it.names.iter().map(|name| name.to_lowercase()).any(|name| {
+            !wanted.is_empty()
+                && (name.contains(&wanted) || wanted.contains(&name) || name.starts_with(&start))
+        });
+        named || (wanted.len() >= 2 && it.id.starts_with(&wanted))
+    };
+    known.sort_by_cached_key(|it| (!alike(it), !it.is_running(), it.names.clone(), it.id.clone()));
+}
+
+/// `; there are A, B and 3 more`, or nothing.
+pub(super) fn candidates(intro: &str, known: &[Candidate]) -> String {
+    let shown: Vec<_> = known.iter().take(SHOWN).map(ToString::to_string).collect();
+    if shown.is_empty() {
+        return String::new();
+    }
+    let intro = if intro.is_empty() { ":" } else { intro };
+    let more = match known.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{intro} {}{more}", shown.join(", "))
+}
+
+#[cfg(test)]
+#[path = "choose_tests.rs"]
+mod tests;
