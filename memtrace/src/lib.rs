@@ -27,3 +27,5 @@ pub mod go;
 pub mod outstanding;
 
 pub mod report;
+
+pub mod doctor;

@@ -3,6 +3,8 @@
 //! A process is (pid, start time). Facts are never inferred here. Everything read is hostile:
 //! bounded, checked, opened through `map_files` or `/proc/PID/root` and never canonicalized.
 
+pub mod capabilities;
+
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
