@@ -1,6 +1,4 @@
 #[test]
 fn dump() {
-    let t = std::time::Instant::now();
-    println!("{:#?}", memtrace::kernel::features::probe());
-    println!("{:?}", t.elapsed());
+    print!("{}", memtrace::doctor::examine(&memtrace::doctor::gather()).render_text(false, 100));
 }

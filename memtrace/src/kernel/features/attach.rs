@@ -285,6 +285,14 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_that_is_not_attached_does_not_pass() {
+        let _alone = alone();
+        let counter = Counter::new(0, false).unwrap();
+        let error = counter.expect(CALLS).unwrap_err();
+        assert!(error.to_string().contains("ran 0 times where 5 were due"), "{error}");
+    }
+
+    #[test]
     fn the_probed_function_is_found_in_the_file_this_runs_from() {
         use std::os::unix::fs::FileExt;
         let _unprobed = alone();
