@@ -169,14 +169,20 @@ fn check_capabilities(facts: &DoctorFacts, checks: &mut Vec<Check>) {
                 format!("{purpose}; not held, but {other} includes it"),
             ),
             None => {
-                let option = name.trim_start_matches("CAP_");
-                check(Area::Privileges, name, state_without, format!("missing: it is {purpose}"))
-                    .advise(format!(
-                        "run memtrace as root (`sudo`), or its container with `--cap-add {option}`"
-                    ))
+                check(Area::Privileges, name, state_without, format!("missing; needed {purpose}"))
+                    .advise(advice_for_capability(name))
             }
         });
     }
+}
+
+/// Docker before 23 knows no CAP_BPF, so the capability that includes it is named instead.
+fn advice_for_capability(name: &str) -> String {
+    let option = match name {
+        "CAP_BPF" | "CAP_PERFMON" | "CAP_CHECKPOINT_RESTORE" => "SYS_ADMIN",
+        name => name.trim_start_matches("CAP_"),
+    };
+    format!("run memtrace with `sudo`, or its container with `--cap-add {option}`")
 }
 
 fn check_kernel(facts: &DoctorFacts, checks: &mut Vec<Check>) {
@@ -187,17 +193,19 @@ fn check_kernel(facts: &DoctorFacts, checks: &mut Vec<Check>) {
         let is_used = !features::UNUSED.contains(&feature.name.as_str());
         let entry = |state, detail| check(Area::Kernel, &feature.name, state, detail);
         checks.push(match &feature.state {
+            FeatureState::Available if is_used => entry(State::Ok, feature.needed_by.clone()),
             FeatureState::Available => {
-                entry(State::Ok, format!("works; for {}", feature.needed_by))
+                entry(State::Info, format!("works; needed by {}", feature.needed_by))
             }
-            // The privileges above are to blame; trying again with them will tell.
-            FeatureState::Unknown { reason } | FeatureState::Missing { reason }
-                if lacks_privilege && (is_untried(&feature.state) || feature.name == BPF) =>
-            {
-                entry(State::Warn, format!("not tried: {reason}"))
+            // The privileges above are to blame; with them it can be told.
+            FeatureState::Missing { reason } if lacks_privilege && feature.name == BPF => {
+                entry(State::Warn, reason.clone())
+            }
+            FeatureState::Unknown { .. } if lacks_privilege => {
+                entry(State::Warn, "cannot be tried with these privileges".to_owned())
             }
             FeatureState::Unknown { reason } | FeatureState::Missing { reason } => {
-                let detail = format!("{reason}; {}", consequence(&feature.without_it));
+                let detail = format!("{reason}; without it: {}", feature.without_it);
                 match (is_required, is_used) {
                     (true, _) => {
                         let advice = advice_for(facts, &feature.name, &feature.state);
@@ -209,6 +217,12 @@ fn check_kernel(facts: &DoctorFacts, checks: &mut Vec<Check>) {
             }
         });
     }
+    for name in REQUIRED.iter().filter(|name| find(&facts.host.features, name).is_none()) {
+        checks.push(
+            check(Area::Kernel, name, State::Fail, "was not tried")
+                .advise("run `memtrace doctor` again, and report it when it stays so"),
+        );
+    }
     checks.push(memlock_check(facts));
     checks.push(lockdown_check(facts));
     push_settings(facts, checks);
@@ -216,10 +230,6 @@ fn check_kernel(facts: &DoctorFacts, checks: &mut Vec<Check>) {
 
 fn is_untried(state: &FeatureState) -> bool {
     matches!(state, FeatureState::Unknown { .. })
-}
-
-fn consequence(without_it: &str) -> String {
-    format!("without it: {without_it}")
 }
 
 /// What to try where a required feature is not there although no privilege is missing.
@@ -394,10 +404,10 @@ fn check_containers(facts: &DoctorFacts, checks: &mut Vec<Check>) {
                 Area::Containers,
                 &socket.runtime,
                 State::Warn,
-                format!("`{place}` does not answer: {reason}"),
+                format!("`{place}` cannot be reached: {reason}"),
             )
             .advise(if *is_permission {
-                "run memtrace as root (`sudo`), or as a member of the socket's group".to_owned()
+                "run memtrace with `sudo`, or as a member of the socket's group".to_owned()
             } else {
                 format!("start the daemon of {}, or name containers by id", socket.runtime)
             }),
@@ -446,3 +456,6 @@ fn modes_of(facts: &DoctorFacts, checks: &[Check]) -> Vec<Mode> {
         },
     ]
 }
+
+#[cfg(test)]
+mod tests;

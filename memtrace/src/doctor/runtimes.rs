@@ -66,6 +66,7 @@ fn find_among<'a>(places: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<Runti
                 reason: match error.raw_os_error() {
                     Some(libc::ECONNREFUSED) => "nobody listens on it".to_owned(),
                     Some(libc::EAGAIN) => "its queue of callers is full".to_owned(),
+                    Some(libc::EACCES) => "permission denied".to_owned(),
                     _ => error.to_string(),
                 },
             },
