@@ -29,3 +29,5 @@ pub mod go;
 pub mod outstanding;
 
 pub mod report;
+
+pub mod doctor;

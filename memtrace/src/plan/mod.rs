@@ -2,6 +2,8 @@
 //!
 //! Invariant: every allocator entry point found is either probed or listed with a reason.
 
+pub mod host;
+
 use std::path::PathBuf;
 
 /// What a probed function does; the cookie tells the kernel side.

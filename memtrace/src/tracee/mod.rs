@@ -3,6 +3,7 @@
 //! A process is (pid, start time). Facts are never inferred here. Everything read is hostile:
 //! bounded, checked, opened through `map_files` or `/proc/PID/root` and never canonicalized.
 
+pub mod capabilities;
 pub mod container;
 pub mod ports;
 
