@@ -38,7 +38,7 @@ use std::ffi::OsString;
 use std::io;
 use std::marker::PhantomData;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use self::trace::Tracee;
@@ -254,7 +254,7 @@ impl Spawned {
 /// The new image's effective ids against those its file asks for.
 fn find_ignored_set_id(
     tracee: &Tracee,
-    program: &PathBuf,
+    program: &Path,
 ) -> Result<Option<SetIdIgnored>, SpawnError> {
     let exe = tracee.proc("exe");
     let metadata = match std::fs::metadata(&exe) {
@@ -282,7 +282,7 @@ fn find_ignored_set_id(
         if let (true, Some(got)) = (asked, effective(key))
             && got != wanted
         {
-            return Ok(Some(SetIdIgnored { program: program.clone(), wanted, got, group }));
+            return Ok(Some(SetIdIgnored { program: program.to_path_buf(), wanted, got, group }));
         }
     }
     Ok(None)

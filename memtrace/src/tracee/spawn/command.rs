@@ -27,7 +27,6 @@ pub(super) struct Command {
 impl Command {
     pub(super) fn resolve(argv: &[OsString]) -> Result<Command, SpawnError> {
         let name = argv.first().filter(|name| !name.is_empty()).ok_or(SpawnError::EmptyCommand)?;
-        let path = look_up(name, std::env::var_os("PATH"))?;
         let to_c = |word: &OsStr| {
             CString::new(word.as_bytes())
                 .map_err(|_| SpawnError::NulByte { command: name.to_string_lossy().into_owned() })
@@ -78,9 +77,6 @@ fn check(path: &Path) -> Result<(), SpawnError> {
     match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             Err(SpawnError::NotExecutable { path: path_buf() })
-        }
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            Err(SpawnError::NulByte { command: path.to_string_lossy().into_owned() })
         }
         Err(_) => Err(SpawnError::NotFound { path: path_buf() }),
         Ok(metadata) if metadata.is_dir() => Err(SpawnError::Directory { path: path_buf() }),

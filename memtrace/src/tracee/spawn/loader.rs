@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSymbol, ReadCache};
@@ -125,7 +124,7 @@ fn open_mapped_at(tracee: &Tracee, base: u64) -> Option<File> {
     File::open(tracee.proc("map_files").join(range))
         .or_else(|_| {
             let path = rest.find('/').map_or("", |at| &rest[at + 1..]);
-            File::open(PathBuf::from(tracee.proc("root")).join(path))
+            File::open(tracee.proc("root").join(path))
         })
         .ok()
 }
