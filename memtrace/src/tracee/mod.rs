@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 use crate::snapshot::ObjectMapping;
 
+pub mod spawn;
+
 /// A mapped object with its file held open, so that names and unwind tables can be read from what
 /// is mapped: also when the path was replaced, and after the process has exited.
 #[derive(Clone, Debug)]
