@@ -13,6 +13,7 @@
 
 mod debug_files;
 pub mod elf;
+pub mod frames;
 pub mod go_object;
 mod go_rules;
 mod image;

@@ -408,9 +408,11 @@ fn names_of(found: &Symbolized<'_>) -> Vec<Name> {
         line: info.and_then(|info| info.line).filter(|line| *line > 0),
         inlined,
     };
+    // glibc's alias for calls from within itself.
+    let function = symbol.name.strip_prefix("__GI_").unwrap_or(&symbol.name);
     let inlined =
         symbol.inlined.iter().rev().map(|call| name(&call.name, call.code_info.as_ref(), true));
-    inlined.chain([name(&symbol.name, symbol.code_info.as_deref(), false)]).collect()
+    inlined.chain([name(function, symbol.code_info.as_deref(), false)]).collect()
 }
 
 #[cfg(test)]
