@@ -83,7 +83,10 @@ impl Case {
         if truth.sites.is_empty() && truth.ranges_bytes.is_none() && truth.tallies.is_empty() {
             bail!("`{}` tells an empty truth: there is nothing to compare", self.name);
         }
-        let differences = truth::differences(&truth, &recorded.last()?.native);
+        let last = recorded.last()?;
+        let mut differences = truth::differences(&truth, &last.native);
+        let broken = last.checks.iter().filter(|check| !check.holds);
+        differences.extend(broken.map(|check| format!("memtrace's own check fails: {check:?}")));
         if !differences.is_empty() {
             bail!("{self:?} differs:\n  {}", differences.join("\n  "));
         }

@@ -111,15 +111,31 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the loader would map for this file, by `ldd`; nothing for a static one.
+/// What the loader would map for this file, with the loader itself; nothing for a static one.
 fn needed_libraries(file: &Path) -> Result<Vec<PathBuf>> {
-    let output = Command::new("ldd").arg(file).output().context("run ldd")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(text
+    let headers = Command::new("readelf").arg("-l").arg(file).output().context("run readelf")?;
+    let headers = String::from_utf8_lossy(&headers.stdout).into_owned();
+    let loader = headers
         .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
-        .map(PathBuf::from)
-        .collect())
+        .find_map(|line| line.split_once("program interpreter: ")?.1.strip_suffix(']'))
+        .map(PathBuf::from);
+    match loader {
+        // musl's loader is its libc, and the programs here need nothing else.
+        Some(loader) if loader.to_string_lossy().contains("musl") => return Ok(vec![loader]),
+        None if !headers.contains("DYNAMIC") => return Ok(Vec::new()),
+        Some(_) | None => {}
+    }
+    let output = Command::new("ldd").arg(file).output().context("run ldd")?;
+    if !output.status.success() {
+        bail!("ldd {}: {}", file.display(), String::from_utf8_lossy(&output.stderr));
+    }
+    // `libc.so.6 => /lib/libc.so.6 (0x…)`, `/lib64/ld-linux.so.2 (0x…)`
+    let path = |line: &str| {
+        let (path, _) = line.trim().rsplit_once(" (0x")?;
+        let path = path.rsplit_once("=> ").map_or(path, |(_, path)| path);
+        path.starts_with('/').then(|| PathBuf::from(path))
+    };
+    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(path).collect())
 }
 
 /// The docker command; its output on success.

@@ -17,7 +17,8 @@ use crate::wait::{self, Lines};
 pub mod exit_code {
     pub const FAILED: i32 = 1;
     pub const USAGE: i32 = 2;
-    pub const TARGET_NOT_FOUND: i32 = 3;
+    /// Not found, several, not running, not traceable.
+    pub const TARGET: i32 = 3;
     pub const NOT_PERMITTED: i32 = 4;
     pub const NOTHING_TO_PROBE: i32 = 5;
     pub const KERNEL_LACKS: i32 = 6;

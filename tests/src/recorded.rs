@@ -30,6 +30,14 @@ pub struct Snapshot {
     pub go: Value,
     #[serde(rename = "self")]
     pub own: Value,
+    /// The laws that memtrace checks on its own books.
+    pub checks: Vec<Check>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Check {
+    pub name: String,
+    pub holds: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -58,14 +58,14 @@ fn no_such_process_is_named() -> Result<()> {
         .context("find a pid that is not in use")?
         .to_string();
     let output = memtrace::run(&["record", "--pid", &free])?;
-    refused(&output, exit_code::TARGET_NOT_FOUND, &[&free])
+    refused(&output, exit_code::TARGET, &[&free])
 }
 
 #[test]
-fn a_kernel_thread_has_nothing_to_probe() -> Result<()> {
+fn a_kernel_thread_is_named_as_such() -> Result<()> {
     let thread = kernel_thread()?.context("find a kernel thread")?.to_string();
     let output = memtrace::run(&["record", "--pid", &thread])?;
-    refused(&output, exit_code::NOTHING_TO_PROBE, &["kernel thread", &thread])
+    refused(&output, exit_code::TARGET, &["kernel thread", &thread])
 }
 
 /// The first process whose flags (`/proc/PID/stat`, field 9) say PF_KTHREAD.
@@ -117,7 +117,7 @@ fn a_process_without_allocator_symbols_has_nothing_to_probe() -> Result<()> {
 #[test]
 fn a_command_that_does_not_exist_is_named() -> Result<()> {
     let output = memtrace::run(&["record", "--", "/nowhere/at-all"])?;
-    refused(&output, exit_code::TARGET_NOT_FOUND, &["/nowhere/at-all"])
+    refused(&output, exit_code::TARGET, &["/nowhere/at-all"])
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn a_reused_pid_is_another_process() -> Result<()> {
 #[test]
 fn a_container_that_does_not_exist_is_named() -> Result<()> {
     let output = memtrace::run(&["record", "--container", "no-such-container"])?;
-    refused(&output, exit_code::TARGET_NOT_FOUND, &["no-such-container"])
+    refused(&output, exit_code::TARGET, &["no-such-container"])
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn an_id_prefix_of_several_containers_lists_them() -> Result<()> {
     let (first, second) = (&containers[twin].0, &containers[containers.len() - 1].0);
     let prefix = &first[..1];
     let output = memtrace::run(&["record", "--container", prefix])?;
-    refused(&output, exit_code::TARGET_NOT_FOUND, &[&first[..12], &second[..12]])
+    refused(&output, exit_code::TARGET, &[&first[..12], &second[..12]])
 }
 
 #[test]

@@ -56,12 +56,16 @@ fn a_neighbour_of_the_same_image_is_neither_counted_nor_slowed() -> Result<()> {
     Ok(())
 }
 
-/// The last number that `busy` said.
+/// The last number that `busy` said, once it has said one.
 fn rounds(container: &Container) -> Result<u64> {
-    let line = container.logs()?.lines().last().unwrap_or_default().to_owned();
-    line.strip_prefix("rounds ")
-        .and_then(|n| n.parse().ok())
-        .with_context(|| format!("read `{line}`"))
+    let mut rounds = None;
+    wait::until("rounds in the log", Duration::from_secs(10), || {
+        let logs = container.logs()?;
+        let last = logs.lines().rev().find_map(|line| line.strip_prefix("rounds "));
+        rounds = last.and_then(|number| number.parse().ok());
+        Ok(rounds.is_some())
+    })?;
+    rounds.context("rounds")
 }
 
 #[test]

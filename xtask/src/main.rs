@@ -1,5 +1,6 @@
 //! One command per wish. Every step prints the command it runs; every verb is safe to repeat.
 
+mod bench;
 mod bpf;
 mod ci;
 mod daemon;
@@ -47,6 +48,8 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Measures what tracing costs per call, against untraced, empty probes and heaptrack
+    Bench(bench::Options),
     /// Becomes the first process of the demo's plain container
     #[command(hide = true)]
     Contain(demo::plain::Contain),
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Verb::Test { arguments } => test::run(&arguments),
         Verb::Ci => ci::run(),
         Verb::Bpf { check } => bpf::run(check),
+        Verb::Bench(options) => bench::run(&options),
         Verb::Contain(contain) => contain.run(),
     };
     match result {

@@ -71,6 +71,12 @@ pub fn tests() -> Result<()> {
     packages(TESTS)
 }
 
+/// For `cargo xtask bench`.
+pub fn bench() -> Result<()> {
+    packages(DEMO)?;
+    packages(BENCH)
+}
+
 /// For `cargo xtask bpf`.
 pub fn bpf() -> Result<()> {
     packages(BPF)?;

@@ -21,6 +21,11 @@ impl Owned {
         Ok(Self { child, what })
     }
 
+    /// What was typed to start it.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
     /// Waits for its end, or for ours.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         loop {
