@@ -2,104 +2,90 @@
 //! were first seen, and the unwind tables that the kernel side has been told. Grows when libraries
 //! arrive.
 
-use std::collections::HashMap;
-
 use anyhow::{Context, Result};
 
 use crate::kernel::Kernel;
 use crate::snapshot::{NotProbed, Object};
-use crate::stacks::space::FileIdentity;
-use crate::stacks::{Root, Symbolizer, TableStore, symbolize};
-use crate::tracee::MappedFile;
-use crate::tracee::elf::build_id_of;
-use crate::tracee::mappings::{AnonymousCode, Mapped, read_mapped};
+use crate::stacks::space::NoTable;
+use crate::stacks::symbolize::{NamedRegion, Options};
+use crate::stacks::{Root, Symbolizer, TableStore};
+use crate::tracee::elf::read_build_id;
+use crate::tracee::mappings::{Mappings, read_maps};
+use crate::tracee::process::Process;
 
 pub struct AddressSpace {
-    pid: u32,
-    /// As mapped now.
-    files: Vec<MappedFile>,
-    anonymous: Vec<AnonymousCode>,
-    /// In the order in which they were first seen: the symbolizer counts them the same way.
-    objects: Vec<Object>,
-    index: HashMap<FileIdentity, usize>,
+    pub mappings: Mappings,
+    /// One for each of `mappings.files`: the symbolizer counts them the same way.
+    pub objects: Vec<Object>,
+    /// Executable memory without a file: generated code.
+    anonymous_code: Vec<(u64, u64)>,
     pub tables: TableStore,
     rows_told: usize,
     pub symbolizer: Symbolizer,
 }
 
 impl AddressSpace {
-    pub fn of(pid: u32) -> Self {
+    pub fn of(process: &Process) -> Result<Self> {
         // Held open: the debug files of the tracee's image are found after its exit, too.
-        let options = symbolize::Options { root: Root::of_process(pid).ok(), ..Default::default() };
-        Self {
-            pid,
-            files: Vec::new(),
-            anonymous: Vec::new(),
+        let root = Root::of_process(process.pid()).ok();
+        let mut space = Self {
+            mappings: Mappings::default(),
             objects: Vec::new(),
-            index: HashMap::new(),
+            anonymous_code: Vec::new(),
             tables: TableStore::new(),
             rows_told: 0,
-            symbolizer: Symbolizer::new(options),
+            symbolizer: Symbolizer::new(Options { root, ..Options::default() }),
+        };
+        space.refresh(process)?;
+        Ok(space)
+    }
+
+    /// Reads the mappings again and builds the tables of what is new; the indices of new files.
+    pub fn refresh(&mut self, process: &Process) -> Result<Vec<usize>> {
+        let new = self.mappings.rescan(process)?;
+        for &index in &new {
+            let file = &self.mappings.files[index];
+            self.objects.push(Object {
+                path: file.path.clone(),
+                // An object whose build id cannot be read is listed without one.
+                build_id: read_build_id(&file.file).ok().flatten(),
+                mappings: file.mappings.clone(),
+            });
+            self.symbolizer.add_objects(std::slice::from_ref(file));
         }
-    }
-
-    pub fn files(&self) -> &[MappedFile] {
-        &self.files
-    }
-
-    /// All objects ever seen.
-    pub fn objects(&self) -> &[Object] {
-        &self.objects
-    }
-
-    /// Reads the mappings; `true` when they differ from what was known.
-    pub fn refresh(&mut self) -> Result<bool> {
-        let Mapped { files, anonymous_code } = read_mapped(self.pid)?;
-        let mut changed = anonymous_code != self.anonymous || files.len() != self.files.len();
-        for file in &files {
-            let identity = FileIdentity::of(file)
-                .with_context(|| format!("failed to look at `{}`", file.path))?;
-            match self.index.get(&identity) {
-                Some(&known) if self.objects[known].mappings == file.mappings => {}
-                Some(&known) => {
-                    changed = true;
-                    self.objects[known].mappings.clone_from(&file.mappings);
-                }
-                None => {
-                    changed = true;
-                    self.index.insert(identity, self.objects.len());
-                    self.objects.push(Object {
-                        path: file.path.clone(),
-                        build_id: build_id_of(&file.file),
-                        mappings: file.mappings.clone(),
-                    });
-                    self.symbolizer.add_objects(std::slice::from_ref(file));
-                }
+        self.tables.add(&self.mappings.files);
+        let (lines, _) = read_maps(process)?;
+        let code = lines.iter().filter(|line| line.executable && line.inode == 0);
+        self.anonymous_code.clear();
+        for line in code {
+            let (start, end) = (line.start, line.end);
+            if line.path.starts_with(b"[") && !line.path.starts_with(b"[anon") {
+                let name = String::from_utf8_lossy(&line.path).into_owned();
+                self.symbolizer.add_region(NamedRegion { start, end, name });
+            } else {
+                self.anonymous_code.push((start, end));
             }
         }
-        self.files = files;
-        self.anonymous = anonymous_code;
-        Ok(changed)
+        Ok(new)
     }
 
-    /// Builds what tables are missing and tells the kernel side the mappings as they are now.
-    pub fn publish(&mut self, kernel: &mut Kernel) -> Result<()> {
-        self.tables.add(&self.files);
-        let space = self.tables.space_of(&self.files, &self.anonymous);
+    /// Tells the kernel side the mappings as they are now, and the rows that it lacks.
+    pub fn publish(&mut self, kernel: &mut Kernel, pid: u32) -> Result<()> {
+        let space = self.tables.space_of(&self.mappings.files, &self.anonymous_code);
         let rows = self.tables.rows();
         kernel
             .append_unwind_rows(&rows[self.rows_told..])
             .context("failed to hand the unwind tables to the kernel side")?;
         self.rows_told = rows.len();
         kernel
-            .set_process(self.pid, &space.mappings)
+            .set_process(pid, &space.mappings)
             .context("failed to hand the mappings to the kernel side")?;
         Ok(())
     }
 
     /// Objects through which no walk leads, and why.
     pub fn without_table(&self) -> Vec<NotProbed> {
-        let reason = |failure: &crate::stacks::space::NoTable| NotProbed {
+        let reason = |failure: &NoTable| NotProbed {
             object: failure.path.clone(),
             function: None,
             reason: format!("stacks end here: {}", failure.reason),

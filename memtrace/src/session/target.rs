@@ -5,10 +5,11 @@ use std::ffi::OsString;
 use anyhow::{Context, Result};
 
 use crate::cli::TargetArgs;
+use crate::plan::catalogue;
 use crate::snapshot::Container;
-use crate::tracee::allocators::provides_allocator;
+use crate::tracee::allocators::read_objects;
 use crate::tracee::container::{container_of, find_container};
-use crate::tracee::mappings::read_mapped_files;
+use crate::tracee::mappings::Mappings;
 use crate::tracee::process::Process;
 use crate::tracee::spawn::Spawned;
 
@@ -37,15 +38,22 @@ pub async fn resolve(args: &TargetArgs) -> Result<Target> {
 
 fn spawn(command: &[OsString]) -> Result<Target> {
     let spawned = Spawned::start(command)?;
+    if let Some(ignored) = spawned.set_id_ignored() {
+        eprintln!("memtrace: {ignored}");
+    }
     let process = Process::open(spawned.pid())?;
     Ok(Target { process, container: None, spawned: Some(spawned) })
 }
 
-/// A container's first process may be a shell or an init without an allocator of interest: the
-/// first one in which an allocator can be probed is taken, the first process where none can.
+/// A container's first process may be a shell or an init without an allocator that can be probed:
+/// the first one that has one is taken, the first process where none has.
 fn first_with_allocator(first: u32, all: &[u32]) -> u32 {
-    let has_allocator = |pid: &u32| {
-        read_mapped_files(*pid).is_ok_and(|files| files.iter().any(provides_allocator))
-    };
-    std::iter::once(first).chain(all.iter().copied()).find(has_allocator).unwrap_or(first)
+    std::iter::once(first).chain(all.iter().copied()).find(|&pid| has_allocator(pid)).unwrap_or(first)
+}
+
+fn has_allocator(pid: u32) -> bool {
+    let Ok(process) = Process::open(pid) else { return false };
+    let Ok(mappings) = Mappings::of(&process) else { return false };
+    let found = read_objects(&process, &mappings, &|name| catalogue::find(name).is_some());
+    found.objects.iter().any(|object| !object.elf.functions.is_empty())
 }
