@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::go::GoProfileSource;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Explains where the memory of a container is: native allocations by complete stack, beside the
@@ -57,10 +58,14 @@ pub struct RecordArgs {
     #[command(flatten)]
     pub formats: FormatArgs,
 
+    /// Count only blocks at least this old as outstanding, e.g. `10s`
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub min_age: Option<Duration>,
+
     /// Where the Go runtime's heap profile comes from: `auto` (the target's own pprof port), a
     /// URL inside the target's network namespace, a profile FILE, or `off`
     #[arg(long, value_name = "URL|FILE|auto|off", default_value = "auto")]
-    pub go_profile: String,
+    pub go_profile: GoProfileSource,
 
     #[command(flatten)]
     pub limits: LimitArgs,
@@ -105,10 +110,6 @@ pub struct FormatArgs {
     /// Write folded stacks (outstanding bytes), for flame graphs
     #[arg(long, value_name = "FILE")]
     pub folded: Option<PathBuf>,
-
-    /// Count only blocks at least this old as outstanding, e.g. `10s`
-    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
-    pub min_age: Option<Duration>,
 
     /// How many stacks the text report shows
     #[arg(long, value_name = "N", default_value_t = 10)]

@@ -9,7 +9,7 @@
 //!    └──────────── stacks (names), go (the Go runtime's books) ─┘
 //! ```
 //!
-//! Modules stand in the order in which data flows. Only [`kernel`] names aya; `session` is the
+//! Modules stand in the order in which data flows. Only [`kernel`] names aya; [`session`] is the
 //! only caller of everything.
 
 pub mod http;
@@ -31,3 +31,7 @@ pub mod outstanding;
 pub mod report;
 
 pub mod doctor;
+
+pub mod cli;
+
+pub mod session;

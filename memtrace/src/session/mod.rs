@@ -1,8 +1,13 @@
 //! The order of the stages: the only caller of everything.
 
+mod exit;
 mod outputs;
 mod progress;
+mod range_events;
 mod record;
+mod recorder;
+mod space;
+mod target;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -11,8 +16,11 @@ use anyhow::{Context, Result};
 use clap::CommandFactory;
 
 use crate::cli::{Cli, Command, DoctorArgs, ReportArgs};
-use crate::snapshot::file::{Completeness, read_recording};
+use crate::doctor;
+use crate::snapshot::file::{Completeness, read_recording_file};
 use outputs::Outputs;
+
+pub use exit::exit_code;
 
 /// Runs one command line to its end.
 pub fn run(cli: Cli) -> Result<ExitCode> {
@@ -38,17 +46,28 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 fn report(args: &ReportArgs) -> Result<ExitCode> {
     let mut outputs = Outputs::open(&args.formats, &[])?;
-    let (recording, completeness) = read_recording(&args.file)
+    let (recording, completeness) = read_recording_file(&args.file)
         .with_context(|| format!("failed to read the recording `{}`", args.file.display()))?;
-    if let Completeness::Torn { reason } = &completeness {
-        eprintln!(
-            "memtrace: `{}` is cut: {reason}; showing its {} complete snapshots",
-            args.file.display(),
-            recording.snapshots.len()
-        );
-    }
-    outputs.render(&recording, &args.formats)?;
+    let torn = match completeness {
+        Completeness::Complete { .. } => None,
+        Completeness::Torn(torn) => {
+            eprintln!("memtrace: `{}` is {torn}", args.file.display());
+            Some(torn.to_string())
+        }
+    };
+    outputs.render(&recording, &args.formats, torn)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn doctor(args: &DoctorArgs) -> Result<ExitCode> {
+    let report = doctor::examine(&doctor::gather());
+    let text = if args.json {
+        report.render_json()
+    } else {
+        report.render_text(outputs::stdout_takes_color(), outputs::terminal_width())
+    };
+    to_stdout(text.as_bytes())?;
+    Ok(if report.can_record() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The main page and one section per subcommand, as one roff text.

@@ -86,23 +86,27 @@ impl Outputs {
             color: match formats.color {
                 ColorChoice::Always => true,
                 ColorChoice::Never => false,
-                ColorChoice::Auto => {
-                    anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
-                }
+                ColorChoice::Auto => stdout_takes_color(),
             },
             width: terminal_width(),
         })
     }
 
     /// Renders the recording into every output.
-    pub fn render(&mut self, recording: &Recording, formats: &FormatArgs) -> Result<()> {
+    pub fn render(
+        &mut self,
+        recording: &Recording,
+        formats: &FormatArgs,
+        torn: Option<String>,
+    ) -> Result<()> {
         let options = ReportOptions {
             top: formats.top,
-            min_age_ns: formats.min_age.map(|age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)),
             width: self.width,
-            color: self.color,
+            colour: self.color,
             show_runtime_frames: formats.show_runtime_frames,
             merge_go: formats.merge_go,
+            torn,
+            ..ReportOptions::default()
         };
         for (format, sink) in &mut self.sinks {
             sink.write(&report::render(*format, recording, &options)?)?;
@@ -116,10 +120,14 @@ impl Outputs {
 }
 
 /// Columns of the terminal, of `COLUMNS`, or 100 where the output is no terminal.
-fn terminal_width() -> usize {
+pub fn terminal_width() -> usize {
     terminal_size::terminal_size()
         .map(|(width, _)| usize::from(width.0))
         .or_else(|| std::env::var("COLUMNS").ok()?.parse().ok())
         .filter(|width| (40..=1000).contains(width))
         .unwrap_or(100)
+}
+
+pub fn stdout_takes_color() -> bool {
+    anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
 }

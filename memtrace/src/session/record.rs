@@ -1,6 +1,5 @@
 //! `memtrace record`: resolve, plan, attach, watch, report. Reads as the architecture.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -11,23 +10,27 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::exit::SessionError;
 use super::outputs::{Outputs, Sink};
 use super::progress::{Progress, Status};
-use super::recorder::{Recorder, Surroundings, as_ns, unix_ns};
+use super::range_events::range_event;
+use super::recorder::{Readings, Recorder, as_ns, unix_ns};
 use super::space::AddressSpace;
 use super::target::{Target, resolve};
 use crate::cli::RecordArgs;
-use crate::go;
-use crate::kernel::{Kernel, KernelConfig, Notice};
+use crate::doctor::gather_host;
+use crate::go::{GoReader, open_network_namespace};
+use crate::kernel::{AttachOutcome, Kernel, KernelConfig, Notice};
 use crate::outstanding::ranges::RangeMap;
-use crate::plan::decide::decide;
+use crate::plan::decide::{decide, is_wanted};
 use crate::plan::host::HostFacts;
-use crate::plan::ProbePlan;
+use crate::plan::{PlannedProbe, ProbePlan};
+use crate::report::printable;
 use crate::snapshot::file::RecordingWriter;
 use crate::snapshot::{
-    Header, HostSummary, Known, NotProbed, ProbeReport, Recording, SCHEMA_VERSION, Tracee,
+    AttachedProbe, Header, HostSummary, Known, NotProbed, ProbeReport, Recording, SCHEMA_VERSION,
+    Tracee,
 };
-use crate::stacks::symbolize::Symbolizer;
-use crate::tracee::MappedFile;
-use crate::tracee::allocators::object_facts;
+use crate::tracee::allocators::{Objects, read_objects};
+use crate::tracee::ports::listening_ports;
+use crate::tracee::process::Process;
 
 /// How often range events and notices are taken from the ring.
 const DRAIN_EVERY: Duration = Duration::from_millis(100);
@@ -43,11 +46,11 @@ pub async fn run(args: RecordArgs) -> Result<ExitCode> {
     let mut session = Session::prepare(&args, target)?;
     let mut recorder = session.arm(&args, sink)?;
     let ended = session.watch(&args, &mut recorder).await?;
-    session.take(&args, &mut recorder, Some(ended.clone())).await?;
+    session.take(&mut recorder, Some(ended.clone())).await?;
     session.kernel.detach();
 
     let recording = recorder.finish(&ended)?;
-    outputs.render(&recording, &args.formats)?;
+    outputs.render(&recording, &args.formats, None)?;
     session.child_exit_code()
 }
 
@@ -56,9 +59,12 @@ struct Session {
     target: Target,
     host: HostFacts,
     space: AddressSpace,
+    objects: Objects,
     plan: ProbePlan,
     kernel: Kernel,
     ranges: RangeMap,
+    go: GoReader,
+    own: Process,
     verbose: bool,
     armed_at: Instant,
 }
@@ -67,83 +73,116 @@ impl Session {
     /// Facts → plan → kernel side loaded, with the tables of what is mapped. Attaches nothing.
     fn prepare(args: &RecordArgs, target: Target) -> Result<Self> {
         let pid = target.process.pid();
-        let host = HostFacts::gather();
-        let mut space = AddressSpace::default();
-        let files = space.refresh(pid)?;
-        let plan = plan_for(&files, &host);
-        if !plan.probes.iter().any(|probe| probe.signature.is_simple()) {
-            return Err(SessionError::NothingToProbe {
-                pid,
-                comm: target.process.comm.clone(),
-                reasons: reasons(&plan.not_probed),
-            }
-            .into());
+        let host = gather_host();
+        let mut space = AddressSpace::of(&target.process)?;
+        for warning in &space.mappings.warnings {
+            eprintln!("memtrace: {}", printable(warning));
         }
+        let objects = read_objects(&target.process, &space.mappings, &is_wanted);
+        let plan = decide(&objects.objects, &host);
+        if !plan.probes.iter().any(|probe| probe.signature.is_simple()) {
+            let comm = printable(&target.process.comm);
+            return Err(SessionError::NothingToProbe { pid, comm, reasons: reasons(&plan.not_probed) }
+                .into());
+        }
+        let rows = u32::try_from(space.tables.rows().len()).unwrap_or(u32::MAX);
+        let defaults = KernelConfig::default();
         let mut kernel = Kernel::load(&KernelConfig {
             max_blocks: args.limits.max_blocks,
             max_stacks: args.limits.max_stacks,
             max_threads: args.limits.max_threads,
             ring_bytes: args.limits.ring_bytes,
-            ..KernelConfig::default()
+            // As much again for libraries that arrive later.
+            max_unwind_rows: rows.saturating_mul(2).max(defaults.max_unwind_rows),
+            verbose: args.verbose,
+            ..defaults
         })?;
         space.publish(&mut kernel, pid)?;
-        let ranges = RangeMap::new(host.page_size_bytes);
-        let armed_at = Instant::now();
-        let verbose = args.verbose;
-        Ok(Self { target, host, space, plan, kernel, ranges, verbose, armed_at })
+        let namespace = open_network_namespace(pid).unwrap_or_else(|reason| {
+            eprintln!("memtrace: {reason}: the Go profile is asked for from here");
+            None
+        });
+        Ok(Self {
+            ranges: RangeMap::new(host.page_size_bytes),
+            go: GoReader::new(args.go_profile.clone(), namespace),
+            own: Process::open(std::process::id())?,
+            verbose: args.verbose,
+            armed_at: Instant::now(),
+            target,
+            host,
+            space,
+            objects,
+            plan,
+            kernel,
+        })
     }
 
-    /// Attaches, arms, says so, lets a command of our own go.
+    /// Attaches, arms, lets a command of our own go, says so.
     fn arm(&mut self, args: &RecordArgs, sink: Option<Sink>) -> Result<Recorder> {
         let pid = self.target.process.pid();
-        let attached = self.kernel.attach(pid, &self.plan)?;
-        let mut probes = ProbeReport { attached: attached.attached, not_probed: Vec::new() };
-        probes.not_probed.extend(self.plan.not_probed.iter().cloned());
-        probes.not_probed.extend(attached.failed);
+        let probes = self.attach()?;
         if probes.attached.is_empty() {
+            let reasons = reasons(&probes.not_probed);
             return Err(match self.target.process.has_exited() {
                 true => SessionError::ExitedEarly { pid },
-                false => {
-                    SessionError::NothingAttached { pid, reasons: reasons(&probes.not_probed) }
-                }
+                false => SessionError::NothingAttached { pid, reasons },
             }
             .into());
         }
         if self.verbose {
-            explain(&probes, &self.space);
+            explain(&probes);
         }
-        let header = self.header(args, probes);
-        let armed_probes = header.probes.attached.len();
-        let writer = sink
-            .map(|sink| RecordingWriter::create(sink, &header))
-            .transpose()
-            .context("failed to start the recording")?;
         self.kernel.arm()?;
         self.armed_at = Instant::now();
+        let count = probes.attached.len();
         let recording = Recording {
-            header: Header { armed_at_unix_ns: unix_ns(), ..header },
+            header: self.header(args, probes),
             new_objects: Vec::new(),
             stacks: Vec::new(),
             names: Vec::new(),
             snapshots: Vec::new(),
         };
+        let writer = sink
+            .map(|sink| RecordingWriter::create(sink, &recording.header))
+            .transpose()
+            .context("failed to start the recording")?;
         if let Some(spawned) = &mut self.target.spawned {
             spawned.resume()?;
         }
-        eprintln!(
-            "tracing PID {pid} ({}) ({armed_probes} probes armed)",
-            crate::report::sanitize::printable(&self.target.process.comm),
-        );
-        Ok(Recorder::new(recording, writer, Symbolizer::new(pid), self.armed_at))
+        let comm = printable(&self.target.process.comm);
+        eprintln!("tracing PID {pid} ({comm}) ({count} probes armed)");
+        Ok(Recorder::new(recording, writer, self.armed_at))
+    }
+
+    /// Attaches the plan. What could not be attached stays listed, with its reason and its place.
+    fn attach(&mut self) -> Result<ProbeReport> {
+        let outcome = self.kernel.attach(self.target.process.pid(), &self.plan)?;
+        let mut report = ProbeReport::default();
+        for (probe, outcome) in self.plan.probes.iter().zip(outcome.probes) {
+            match outcome {
+                AttachOutcome::Attached => report.attached.push(attached(probe)),
+                AttachOutcome::Failed { reason } => report.not_probed.push(NotProbed {
+                    object: probe.object.clone(),
+                    function: Some(probe.function.clone()),
+                    reason,
+                }),
+            }
+        }
+        report.not_probed.extend(self.plan.not_probed.iter().cloned());
+        report.not_probed.extend(self.objects.unreadable.iter().cloned());
+        report.not_probed.extend(self.space.mappings.unreadable.iter().cloned());
+        report.not_probed.extend(self.space.without_table());
+        Ok(report)
     }
 
     fn header(&self, args: &RecordArgs, probes: ProbeReport) -> Header {
         let process = &self.target.process;
+        let go = self.objects.objects.iter().filter_map(|object| object.elf.go.as_ref());
         Header {
             schema: SCHEMA_VERSION,
             memtrace: env!("CARGO_PKG_VERSION").to_owned(),
             armed_at_unix_ns: unix_ns(),
-            min_age_ns: args.formats.min_age.map_or(0, as_ns),
+            min_age_ns: args.min_age.map_or(0, as_ns),
             host: HostSummary {
                 kernel_release: self.host.kernel_release.clone(),
                 architecture: self.host.architecture.clone(),
@@ -156,7 +195,7 @@ impl Session {
                 executable: process.executable.clone(),
                 command_line: process.command_line.clone(),
                 container: self.target.container.clone(),
-                go_version: self.space.go_version(),
+                go_version: go.filter_map(|go| go.version.clone()).next(),
                 objects: self.space.objects.clone(),
             },
             probes,
@@ -195,7 +234,7 @@ impl Session {
                 _ = terminate.recv() => break "terminated (SIGTERM)".to_owned(),
                 () = &mut end => break "the duration is over".to_owned(),
                 _ = exit.readable() => break "the process exited".to_owned(),
-                () = next_snapshot(&mut snapshots) => self.take(args, recorder, None).await?,
+                () = next_snapshot(&mut snapshots) => self.take(recorder, None).await?,
                 _ = rescan.tick() => {
                     self.rescan();
                     self.show(&mut progress, args)?;
@@ -214,15 +253,21 @@ impl Session {
     /// Applies what the ring holds; the reason to end, where there is one.
     fn drain(&mut self) -> Option<String> {
         let drained = self.kernel.drain_ring();
-        for event in &drained.ranges {
-            self.ranges.apply(event);
+        let pid = self.target.process.pid();
+        for event in drained.ranges.iter().filter(|event| event.tgid == pid) {
+            if let Some(event) = range_event(event) {
+                self.ranges.apply(&event);
+            }
         }
         let mut ended = None;
         for notice in drained.notices {
             match notice {
-                Notice::Exec => ended = Some("the process replaced its program (exec)".to_owned()),
-                Notice::UnknownMapping { .. } => self.rescan(),
-                Notice::Exit => {}
+                Notice::Exec { tgid } if tgid == pid => {
+                    ended = Some("the process replaced its program (exec)".to_owned());
+                }
+                Notice::UnknownMapping { tgid, .. } if tgid == pid => self.rescan(),
+                // The pidfd tells when the whole process is gone.
+                Notice::Exec { .. } | Notice::UnknownMapping { .. } | Notice::Exit { .. } => {}
             }
         }
         ended
@@ -230,72 +275,118 @@ impl Session {
 
     /// Libraries that arrived get their unwind tables. A process that is gone is no error here.
     fn rescan(&mut self) {
-        let pid = self.target.process.pid();
-        match self.space.refresh(pid) {
-            Ok(new) if new.is_empty() => {}
-            Ok(_) => {
-                if let Err(error) = self.space.publish(&mut self.kernel, pid) {
-                    eprintln!("memtrace: {error:#}");
-                }
-            }
-            Err(error) if self.verbose => eprintln!("memtrace: {error:#}"),
-            Err(_) => {}
+        let process = &self.target.process;
+        let published = match self.space.mappings.changed(process) {
+            Ok(true) => self
+                .space
+                .refresh(process)
+                .and_then(|_| self.space.publish(&mut self.kernel, process.pid())),
+            Ok(false) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = published
+            && !process.has_exited()
+        {
+            eprintln!("memtrace: {error:#}");
         }
     }
 
-    async fn take(
-        &mut self,
-        args: &RecordArgs,
-        recorder: &mut Recorder,
-        ended: Option<String>,
-    ) -> Result<()> {
-        let read = self.kernel.snapshot(Some(args.formats.min_age.map_or(0, as_ns)))?;
+    /// Reads everything and records one snapshot.
+    async fn take(&mut self, recorder: &mut Recorder, ended: Option<String>) -> Result<()> {
+        let min_age_ns = recorder.min_age_ns();
+        let kernel = self.kernel.snapshot(Some(min_age_ns))?;
         self.drain();
         let pid = self.target.process.pid();
+        let exited = || Known::unknown("the process has exited");
         let process = match self.target.process.memory() {
-            Ok(memory) if !self.target.process.has_exited() => Known::Value(memory),
-            Ok(_) => Known::unknown("the process has exited"),
+            _ if self.target.process.has_exited() => exited(),
+            Ok(memory) => Known::Value(memory),
             Err(error) => Known::unknown(error.to_string()),
         };
         let go = match self.target.process.has_exited() {
             true => Known::unknown("the process has exited"),
-            false => go::read(&args.go_profile, pid).await,
+            false => self.go.read(|| listening_ports(pid).unwrap_or_default()).await,
         };
-        let around = Surroundings { go, process, ended };
-        recorder.take(&mut self.kernel, &self.space, &self.ranges, read, around)
+        let stacks = self.kernel.new_stacks().context("failed to read the stacks")?;
+        let readings = Readings {
+            kernel,
+            new_stacks: stacks.into_iter().map(|stored| stored.stack).collect(),
+            cost: self.kernel.own_cost()?,
+            go,
+            process,
+            own_memory: self.own.memory()?.rss,
+            ended,
+        };
+        recorder.take(readings, &mut self.space, &self.ranges)
     }
 
     fn show(&mut self, progress: &mut Progress, args: &RecordArgs) -> Result<()> {
-        if progress.enabled() {
-            let now = self.kernel.glance()?;
-            progress.show(&Status {
-                elapsed: self.armed_at.elapsed(),
-                total: args.duration,
-                calls: now.calls,
-                outstanding_bytes: now.outstanding_bytes,
-                outstanding_blocks: now.outstanding_blocks,
-                losses: now.losses,
-            });
+        if !progress.enabled() {
+            return Ok(());
         }
+        let now = self.kernel.snapshot(None)?;
+        let stacks = now.processes.iter().flat_map(|process| &process.stacks);
+        let (bytes, blocks) = stacks.fold((0u64, 0u64), |(bytes, blocks), row| {
+            (
+                bytes.saturating_add(row.allocated_bytes.saturating_sub(row.freed_bytes)),
+                blocks.saturating_add(row.allocated_blocks.saturating_sub(row.freed_blocks)),
+            )
+        });
+        progress.show(&Status {
+            elapsed: self.armed_at.elapsed(),
+            total: args.duration,
+            calls: now.hits.iter().sum(),
+            outstanding_bytes: bytes,
+            outstanding_blocks: blocks,
+            losses: now.losses.iter().sum(),
+        });
         Ok(())
     }
 
     /// A command of our own that has ended gives its exit code; one that still runs goes on.
     fn child_exit_code(&mut self) -> Result<ExitCode> {
+        use std::os::unix::process::ExitStatusExt;
         let Some(spawned) = &mut self.target.spawned else { return Ok(ExitCode::SUCCESS) };
-        match spawned.try_wait()? {
-            None => {
-                eprintln!("the command goes on (PID {})", spawned.pid());
-                Ok(ExitCode::SUCCESS)
-            }
-            Some(status) => Ok(ExitCode::from(status.shell_code())),
-        }
+        let Some(status) = spawned.try_wait()? else {
+            eprintln!("the command goes on (PID {})", spawned.pid());
+            return Ok(ExitCode::SUCCESS);
+        };
+        // As a shell tells it.
+        let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+        Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
     }
 }
 
-fn plan_for(files: &[MappedFile], host: &HostFacts) -> ProbePlan {
-    let objects: Vec<_> = files.iter().map(object_facts).collect();
-    decide(&objects, host)
+fn attached(probe: &PlannedProbe) -> AttachedProbe {
+    AttachedProbe {
+        object: probe.object.clone(),
+        allocator: probe.allocator.clone(),
+        function: probe.function.clone(),
+        function_file_offset: probe.function_file_offset,
+        entry_site: probe.entry_site,
+        entry_instruction: probe.entry_instruction.clone(),
+        entry_is_emulated: probe.entry_is_emulated,
+        return_site: probe.return_site,
+    }
+}
+
+/// The plan as it was carried out, for `--verbose`.
+fn explain(probes: &ProbeReport) {
+    for probe in &probes.attached {
+        let cost = if probe.entry_is_emulated { "one trap" } else { "single-stepped" };
+        let back = probe.return_site.map(|at| format!(", return at +{at}")).unwrap_or_default();
+        eprintln!(
+            "probe {} {} ({}): entry at +{} `{}` ({cost}){back}",
+            printable(&probe.object),
+            printable(&probe.function),
+            probe.allocator,
+            probe.entry_site,
+            probe.entry_instruction,
+        );
+    }
+    for missing in &probes.not_probed {
+        eprintln!("not probed: {}", printable(reasons(std::slice::from_ref(missing)).trim()));
+    }
 }
 
 fn reasons(not_probed: &[NotProbed]) -> String {
@@ -303,7 +394,7 @@ fn reasons(not_probed: &[NotProbed]) -> String {
         .iter()
         .map(|missing| {
             let function = missing.function.as_deref().map(|f| format!(" {f}")).unwrap_or_default();
-            format!("  {}{function}: {}", missing.object, missing.reason)
+            format!("  {}{}: {}", printable(&missing.object), printable(&function), missing.reason)
         })
         .collect::<Vec<_>>()
         .join("\n")

@@ -1,38 +1,42 @@
 //! Puts one snapshot together from all sources, and keeps the recording: in memory for the report,
 //! in the file for later.
 
-use std::collections::HashSet;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use memtrace_common::counters::{Loss, Tally};
 
 use super::outputs::Sink;
 use super::space::AddressSpace;
-use crate::kernel::{Kernel, KernelSnapshot};
+use crate::kernel::{KernelCost, KernelSnapshot};
 use crate::outstanding::ranges::RangeMap;
 use crate::snapshot::file::RecordingWriter;
 use crate::snapshot::{
-    GoBooks, Known, Native, OwnCost, ProcessMemory, Recording, Snapshot, StackDef,
+    AddressNames, GoBooks, Known, Name, Native, OwnCost, ProcessMemory, Recording, Snapshot,
+    StackDef,
 };
-use crate::stacks::frames::is_go_runtime_mapping;
-use crate::stacks::symbolize::Symbolizer;
+use crate::stacks::frames::range_is_go_runtimes;
 
 pub struct Recorder {
-    pub recording: Recording,
+    recording: Recording,
     writer: Option<RecordingWriter<Sink>>,
-    symbolizer: Symbolizer,
+    armed: Instant,
+    /// By address; what is in here is in the recording, too.
+    names: HashMap<u64, Vec<Name>>,
     /// Stacks in which the Go runtime maps memory for itself.
     go_runtime_stacks: HashSet<u64>,
-    named: HashSet<u64>,
-    objects_written: usize,
-    armed: Instant,
 }
 
-/// What is read outside of the kernel side for one snapshot.
-pub struct Surroundings {
+/// All that one snapshot is made of.
+pub struct Readings {
+    pub kernel: KernelSnapshot,
+    pub new_stacks: Vec<StackDef>,
+    pub cost: KernelCost,
     pub go: Known<GoBooks>,
     pub process: Known<ProcessMemory>,
+    /// memtrace's own resident memory, bytes.
+    pub own_memory: u64,
     /// Why the recording ends here, at the last snapshot.
     pub ended: Option<String>,
 }
@@ -41,73 +45,73 @@ impl Recorder {
     pub fn new(
         recording: Recording,
         writer: Option<RecordingWriter<Sink>>,
-        symbolizer: Symbolizer,
         armed: Instant,
     ) -> Self {
-        let objects_written = recording.header.tracee.objects.len();
-        Self {
-            recording,
-            writer,
-            symbolizer,
-            go_runtime_stacks: HashSet::new(),
-            named: HashSet::new(),
-            objects_written,
-            armed,
-        }
+        let (names, go_runtime_stacks) = (HashMap::new(), HashSet::new());
+        Self { recording, writer, armed, names, go_runtime_stacks }
+    }
+
+    pub fn min_age_ns(&self) -> u64 {
+        self.recording.header.min_age_ns
     }
 
     /// Names new stacks, composes the snapshot, appends it to the recording.
     pub fn take(
         &mut self,
-        kernel: &mut Kernel,
-        space: &AddressSpace,
+        readings: Readings,
+        space: &mut AddressSpace,
         ranges: &RangeMap,
-        read: KernelSnapshot,
-        around: Surroundings,
     ) -> Result<()> {
-        let first_stack = self.recording.stacks.len();
-        let first_name = self.recording.names.len();
-        let first_object = self.recording.new_objects.len();
-        self.recording.new_objects.extend_from_slice(&space.objects[self.objects_written..]);
-        self.objects_written = space.objects.len();
+        let new_names = self.name(space, &readings.new_stacks);
+        let recording = &mut self.recording;
+        let known_objects =
+            recording.header.tracee.objects.len() + recording.new_objects.len();
+        let new_objects = space.objects[known_objects..].to_vec();
 
-        let new_stacks = kernel.new_stacks().context("failed to read the stacks")?;
-        self.name(space, &new_stacks);
-        self.recording.stacks.extend(new_stacks);
-
+        let kernel = readings.kernel;
+        let pid = recording.header.tracee.id.pid;
+        let of_process = kernel.processes.into_iter().find(|process| process.tgid == pid);
         let snapshot = Snapshot {
-            sequence: u32::try_from(self.recording.snapshots.len()).unwrap_or(u32::MAX),
+            sequence: u32::try_from(recording.snapshots.len()).unwrap_or(u32::MAX),
             unix_ns: unix_ns(),
             elapsed_ns: as_ns(self.armed.elapsed()),
-            moving: read.moving,
-            read_ns: as_ns(read.took),
+            moving: kernel.moving,
+            read_ns: kernel.read_ns,
             native: Native {
-                stacks: read.stacks,
-                ranges: ranges
-                    .ranges(monotonic_ns(), &|stack| self.go_runtime_stacks.contains(&stack)),
-                losses: labelled(Loss::ALL, &read.losses, |loss| loss.label()),
-                tallies: labelled(Tally::ALL, &read.tallies, |tally| tally.label()),
-                hits: read.hits.clone(),
+                stacks: of_process.map(|process| process.stacks).unwrap_or_default(),
+                ranges: ranges.ranges(kernel.monotonic_ns, &|stack| {
+                    self.go_runtime_stacks.contains(&stack)
+                }),
+                losses: labelled(Loss::ALL, &kernel.losses, Loss::label),
+                tallies: labelled(Tally::ALL, &kernel.tallies, Tally::label),
+                hits: kernel.hits,
             },
-            go: around.go,
-            process: around.process,
-            own: own_cost(kernel, space, &read.hits),
-            ended: around.ended,
+            go: readings.go,
+            process: readings.process,
+            own: OwnCost {
+                probe_hits: readings.cost.probe_hits,
+                bpf_time_ns: readings.cost.bpf_time_ns,
+                kernel_memory_bytes: readings.cost.kernel_memory_bytes,
+                user_memory_bytes: readings.own_memory,
+                user_cpu_ns: own_cpu_ns(),
+                unwind_rows: space.tables.stats().rows,
+                unwind_build_ns: as_ns(space.tables.stats().build),
+            },
+            ended: readings.ended,
         };
         if let Some(writer) = &mut self.writer {
             writer
-                .append(
-                    &self.recording.new_objects[first_object..],
-                    &self.recording.stacks[first_stack..],
-                    &self.recording.names[first_name..],
-                    &snapshot,
-                )
+                .append(&new_objects, &readings.new_stacks, &new_names, &snapshot)
                 .context("failed to write the recording")?;
         }
-        self.recording.snapshots.push(snapshot);
+        recording.new_objects.extend(new_objects);
+        recording.stacks.extend(readings.new_stacks);
+        recording.names.extend(new_names);
+        recording.snapshots.push(snapshot);
         Ok(())
     }
 
+    /// Ends the file; what was recorded, for the report.
     pub fn finish(mut self, reason: &str) -> Result<Recording> {
         if let Some(writer) = self.writer.take() {
             writer.finish(reason).context("failed to end the recording")?;
@@ -115,80 +119,49 @@ impl Recorder {
         Ok(self.recording)
     }
 
-    fn name(&mut self, space: &AddressSpace, stacks: &[StackDef]) {
-        self.symbolizer.update(&space.files, &|file| space.object_index(file));
-        let names = self.symbolizer.symbolize(stacks.iter().flat_map(|stack| {
-            stack.frames.iter().enumerate().map(|(depth, &address)| (address, depth > 0))
-        }));
-        for names in names {
-            if self.named.insert(names.address) {
-                self.recording.names.push(names);
-            }
+    /// The names that these stacks need and the recording lacks.
+    fn name(&mut self, space: &mut AddressSpace, stacks: &[StackDef]) -> Vec<AddressNames> {
+        let frames = stacks.iter().map(|stack| stack.frames.as_slice());
+        let mut new_names = space.symbolizer.name_stacks(frames);
+        new_names.retain(|names| !self.names.contains_key(&names.address));
+        for names in &new_names {
+            self.names.insert(names.address, names.names.clone());
         }
-        let by_address: std::collections::HashMap<u64, &[crate::snapshot::Name]> =
-            self.recording.names.iter().map(|n| (n.address, n.names.as_slice())).collect();
         for stack in stacks {
-            let mut functions = stack
-                .frames
-                .iter()
-                .filter_map(|address| by_address.get(address))
-                .flat_map(|names| names.iter().map(|name| name.function.as_str()));
-            if is_go_runtime_mapping(&mut functions) {
+            let names = stack.frames.iter().filter_map(|address| self.names.get(address)).flatten();
+            if range_is_go_runtimes(names) {
                 self.go_runtime_stacks.insert(stack.id);
             }
         }
+        new_names
     }
 }
 
-fn labelled<T: Copy>(all: &[T], counts: &[u64], label: impl Fn(T) -> &'static str) -> Vec<(String, u64)> {
-    all.iter()
-        .enumerate()
-        .map(|(i, &counter)| (label(counter).to_owned(), counts.get(i).copied().unwrap_or(0)))
-        .collect()
+fn labelled<T: Copy>(
+    all: &[T],
+    counts: &[u64],
+    label: fn(T) -> &'static str,
+) -> Vec<(String, u64)> {
+    all.iter().zip(counts).map(|(&counter, &count)| (label(counter).to_owned(), count)).collect()
 }
 
-fn own_cost(kernel: &Kernel, space: &AddressSpace, hits: &[u64]) -> OwnCost {
-    let cost = kernel.own_cost();
-    let (user_memory_bytes, user_cpu_ns) = self_usage();
-    OwnCost {
-        probe_hits: hits.iter().sum(),
-        bpf_time_ns: cost.bpf_time_ns,
-        kernel_memory_bytes: cost.map_bytes,
-        user_memory_bytes,
-        user_cpu_ns,
-        unwind_rows: space.unwind_rows,
-        unwind_build_ns: as_ns(space.unwind_build),
-    }
+/// CPU time of memtrace itself, user and system.
+fn own_cpu_ns() -> u64 {
+    use nix::sys::resource::{UsageWho, getrusage};
+    use nix::sys::time::TimeVal;
+    let ns = |time: TimeVal| {
+        let microseconds = time.tv_sec().saturating_mul(1_000_000) + time.tv_usec();
+        u64::try_from(microseconds).unwrap_or(0).saturating_mul(1_000)
+    };
+    getrusage(UsageWho::RUSAGE_SELF)
+        .map_or(0, |usage| ns(usage.user_time()) + ns(usage.system_time()))
 }
 
-/// memtrace's own resident memory and CPU time.
-fn self_usage() -> (u64, u64) {
-    let rss = crate::tracee::process::Process::open(std::process::id())
-        .and_then(|own| own.memory())
-        .map(|memory| memory.rss)
-        .unwrap_or(0);
-    let cpu = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)
-        .map(|usage| {
-            let ns = |time: nix::sys::time::TimeVal| {
-                (time.tv_sec() as u64) * 1_000_000_000 + (time.tv_usec() as u64) * 1_000
-            };
-            ns(usage.user_time()) + ns(usage.system_time())
-        })
-        .unwrap_or(0);
-    (rss, cpu)
-}
-
-pub fn as_ns(duration: std::time::Duration) -> u64 {
+pub fn as_ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// 0 where the clock stands before 1970.
 pub fn unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map(as_ns).unwrap_or(0)
-}
-
-/// The clock of the kernel side (`CLOCK_MONOTONIC`).
-pub fn monotonic_ns() -> u64 {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .map(|time| (time.tv_sec() as u64) * 1_000_000_000 + time.tv_nsec() as u64)
-        .unwrap_or(0)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, as_ns)
 }
