@@ -51,13 +51,13 @@ pub(super) fn keep_end(text: &str, width: usize) -> String {
 }
 
 /// Words in lines of `width` cells, each after the first indented by `indent`, which the first is
-/// assumed to have been given already. A word longer than a line is cut.
+/// assumed to have been given already. A word longer than a line is cut; a number keeps its unit.
 pub(super) fn wrap(text: &str, indent: usize, width: usize) -> String {
     let room = width.saturating_sub(indent).max(20);
     let mut out = String::new();
     let mut used = 0;
-    for word in text.split_whitespace() {
-        let word = keep_start(word, room);
+    for word in unbroken(text) {
+        let word = keep_start(&word, room);
         if used > 0 && used + 1 + cells(&word) > room {
             out.push('\n');
             out.push_str(&" ".repeat(indent));
@@ -71,6 +71,24 @@ pub(super) fn wrap(text: &str, indent: usize, width: usize) -> String {
         out.push_str(&word);
     }
     out
+}
+
+/// The words of a text, each number joined with its unit.
+fn unbroken(text: &str) -> Vec<String> {
+    const UNITS: [&str; 14] =
+        ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "ns", "µs", "ms", "s", "m", "h", "d", "%"];
+    let mut words: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        let unit = word.trim_end_matches([',', '.', ';', ':', ')']).trim_end_matches("/s");
+        match words.last_mut() {
+            Some(last) if last.ends_with(|c: char| c.is_ascii_digit()) && UNITS.contains(&unit) => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            _ => words.push(word.to_owned()),
+        }
+    }
+    words
 }
 
 /// A proportion as `width` cells of blocks, in eighths.
@@ -99,6 +117,13 @@ mod tests {
         for line in wrap(&text, 6, 40).lines() {
             assert!(cells(line) <= 40, "{line}");
         }
+    }
+
+    #[test]
+    fn a_number_is_not_parted_from_its_unit() {
+        let text = "swapped out 0 B, read in 12.5 ms; growing at 3.1 MiB/s since then";
+        assert_eq!(unbroken(text)[2..6], ["0 B,", "read", "in", "12.5 ms;"]);
+        assert!(unbroken(text).contains(&"3.1 MiB/s".to_owned()));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Where the memory is: resident memory, its parts, and the residual with its sign.
 
 use super::Page;
-use super::layout::{bar, pad_left, pad_right, wrap};
+use super::layout::{bar, keep_start, pad_left, pad_right, wrap};
 use crate::outstanding::summary::GoCounted;
 use crate::report::numbers::{bytes, mib};
 use crate::report::sanitize::visible;
@@ -9,6 +9,7 @@ use crate::snapshot::Known;
 
 const LABEL_CELLS: usize = 42;
 const FIGURE_CELLS: usize = 10;
+const KNOWN_CELLS: usize = 26;
 
 /// How a figure stands to the sum.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,9 +23,10 @@ enum Part {
 
 impl Page<'_> {
     pub(super) fn summary(&mut self) {
+        let known = if self.fits_known() { "  how it is known" } else { "" };
         let title = format!(
-            "{}{}  how it is known",
-            pad_right("WHERE THE MEMORY IS", LABEL_CELLS),
+            "{}{}{known}",
+            pad_right("WHERE THE MEMORY IS", self.label_cells()),
             pad_left("MiB", FIGURE_CELLS),
         );
         self.section(&title);
@@ -52,9 +54,18 @@ impl Page<'_> {
         let ranges = Known::Value(summary.native_ranges.into());
         self.row(Part::Minus, "native mappings, see below", &ranges, "measured, mapped");
         let files = wide(&summary.files);
-        self.row(Part::Minus, "executables, libraries, shared memory", &files, "measured");
+        self.row(Part::Minus, "mapped files and shared memory", &files, "measured");
         self.row(Part::Residual, "left unexplained", &summary.unexplained, "derived");
         self.explain_residual();
+    }
+
+    fn label_cells(&self) -> usize {
+        LABEL_CELLS.min(self.width - FIGURE_CELLS)
+    }
+
+    /// Whether how a figure is known stands beside it; in a narrow terminal it stands below.
+    fn fits_known(&self) -> bool {
+        self.width >= LABEL_CELLS + FIGURE_CELLS + 2 + KNOWN_CELLS
     }
 
     fn go_quality(&self) -> &'static str {
@@ -71,12 +82,13 @@ impl Page<'_> {
             Part::Within => (8, ""),
             Part::Residual => (2, "= "),
         };
-        let label = format!("{}{sign}{label}", " ".repeat(indent));
+        let label = keep_start(&format!("{}{sign}{label}", " ".repeat(indent)), self.label_cells());
+        let label = pad_right(&label, self.label_cells());
         let Known::Value(value) = bytes else {
             let reason = bytes.reason().unwrap_or("");
             let indent = LABEL_CELLS + FIGURE_CELLS + 2;
             // In a narrow terminal the reason gets lines of its own.
-            let head = format!("{}{}", pad_right(&label, LABEL_CELLS), pad_left("?", FIGURE_CELLS));
+            let head = format!("{label}{}", pad_left("?", FIGURE_CELLS));
             if self.width >= indent + 28 {
                 let text = wrap(&format!("unknown: {}", visible(reason)), indent, self.width);
                 self.line(&format!("{head}  {text}"));
@@ -96,14 +108,19 @@ impl Page<'_> {
             _ => self.paint.figure(&figure),
         };
         let bar = self.proportion(*value);
-        let known = if bar.is_empty() { known.to_owned() } else { pad_right(known, 26) };
-        let known = self.paint.faint(&known);
-        self.line(&format!("{}{figure}  {known}{bar}", pad_right(&label, LABEL_CELLS)));
+        let beside = if bar.is_empty() { known.to_owned() } else { pad_right(known, KNOWN_CELLS) };
+        let beside = self.paint.faint(&beside);
+        if self.fits_known() {
+            self.line(&format!("{label}{figure}  {beside}{bar}"));
+        } else {
+            self.line(&format!("{label}{figure}"));
+            self.line(&format!("{}{beside}", " ".repeat(indent + 4)));
+        }
     }
 
     /// A bar against the resident memory, where the terminal has room for one.
     fn proportion(&self, value: i128) -> String {
-        const OTHER_CELLS: usize = LABEL_CELLS + FIGURE_CELLS + 2 + 26;
+        const OTHER_CELLS: usize = LABEL_CELLS + FIGURE_CELLS + 2 + KNOWN_CELLS;
         let room = self.width.saturating_sub(OTHER_CELLS).min(50);
         match self.books.summary.rss {
             Known::Value(rss) if room >= 10 && rss > 0 => bar(value as f64 / rss as f64, room),
@@ -147,7 +164,7 @@ impl Page<'_> {
             ));
         }
         if !text.is_empty() {
-            self.paragraph(4, &visible(&text).into_owned());
+            self.paragraph(4, &visible(&text));
         }
     }
 }
