@@ -17,6 +17,7 @@ mod style;
 mod text;
 
 pub use json::JSON_SCHEMA;
+pub use sanitize::visible;
 
 /// How a recording is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ use crate::outstanding::ranges::RangeMap;
 use crate::plan::decide::{decide, is_wanted};
 use crate::plan::host::HostFacts;
 use crate::plan::{PlannedProbe, ProbePlan};
-use crate::report::printable;
+use crate::report::visible;
 use crate::snapshot::file::RecordingWriter;
 use crate::snapshot::{
     AttachedProbe, Header, HostSummary, Known, NotProbed, ProbeReport, Recording, SCHEMA_VERSION,
@@ -76,12 +76,12 @@ impl Session {
         let host = gather_host();
         let mut space = AddressSpace::of(&target.process)?;
         for warning in &space.mappings.warnings {
-            eprintln!("memtrace: {}", printable(warning));
+            eprintln!("memtrace: {}", visible(warning));
         }
         let objects = read_objects(&target.process, &space.mappings, &is_wanted);
         let plan = decide(&objects.objects, &host);
         if !plan.probes.iter().any(|probe| probe.signature.is_simple()) {
-            let comm = printable(&target.process.comm);
+            let comm = visible(&target.process.comm);
             return Err(SessionError::NothingToProbe { pid, comm, reasons: reasons(&plan.not_probed) }
                 .into());
         }
@@ -149,7 +149,7 @@ impl Session {
         if let Some(spawned) = &mut self.target.spawned {
             spawned.resume()?;
         }
-        let comm = printable(&self.target.process.comm);
+        let comm = visible(&self.target.process.comm);
         eprintln!("tracing PID {pid} ({comm}) ({count} probes armed)");
         Ok(Recorder::new(recording, writer, self.armed_at))
     }
@@ -377,15 +377,15 @@ fn explain(probes: &ProbeReport) {
         let back = probe.return_site.map(|at| format!(", return at +{at}")).unwrap_or_default();
         eprintln!(
             "probe {} {} ({}): entry at +{} `{}` ({cost}){back}",
-            printable(&probe.object),
-            printable(&probe.function),
+            visible(&probe.object),
+            visible(&probe.function),
             probe.allocator,
             probe.entry_site,
             probe.entry_instruction,
         );
     }
     for missing in &probes.not_probed {
-        eprintln!("not probed: {}", printable(reasons(std::slice::from_ref(missing)).trim()));
+        eprintln!("not probed: {}", visible(reasons(std::slice::from_ref(missing)).trim()));
     }
 }
 
@@ -394,7 +394,7 @@ fn reasons(not_probed: &[NotProbed]) -> String {
         .iter()
         .map(|missing| {
             let function = missing.function.as_deref().map(|f| format!(" {f}")).unwrap_or_default();
-            format!("  {}{}: {}", printable(&missing.object), printable(&function), missing.reason)
+            format!("  {}{}: {}", visible(&missing.object), visible(&function), missing.reason)
         })
         .collect::<Vec<_>>()
         .join("\n")
