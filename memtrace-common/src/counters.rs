@@ -64,6 +64,8 @@ counters! {
         UnarmedHits = "unarmed_hits", "probe hits before all probes were armed";
         WalkComplete = "walk_complete", "stacks walked to their end";
         WalkTruncated = "walk_truncated", "stacks whose walk ended early; the reason is kept with the stack";
+        EndedInCall = "ended_in_call", "allocator calls still running when their thread or program ended: nothing was recorded for them";
+        UnbookedBytes = "unbooked_bytes", "bytes of the blocks that block_map_full kept out of the books";
     }
 }
 

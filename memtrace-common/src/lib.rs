@@ -2,5 +2,7 @@
 //! unwind rows and the pure call-pairing rules. Nothing here allocates, does I/O or names aya.
 #![no_std]
 
+pub mod calls;
 pub mod counters;
+pub mod rows;
 pub mod unwind;

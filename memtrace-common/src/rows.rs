@@ -1,0 +1,224 @@
+//! The rows of the BPF maps and of the ring: the same bytes on both sides.
+//!
+//! `repr(C)`, no implicit padding, sizes asserted; an all-zero row is never a valid one.
+
+use crate::calls::{Frame, MAX_PROBES, Request};
+use crate::counters::{Loss, Tally};
+use crate::unwind::{MAX_FRAMES, MAX_MAPPINGS, UnwindMapping};
+
+/// The only entry of `CONFIG`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConfigRow {
+    /// 0: the programs do nothing but count [`Tally::UnarmedHits`].
+    pub armed: u32,
+    pub zero: u32,
+    /// Random per run: a tracee cannot prepare stacks whose hashes collide.
+    pub seed: u64,
+    pub check_seed: u64,
+}
+
+/// Key of `BLOCKS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct BlockKey {
+    pub address: u64,
+    pub tgid: u32,
+    pub zero: u32,
+}
+
+/// One live block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct BlockRow {
+    /// As asked for by the caller.
+    pub size: u64,
+    pub stack: u64,
+    /// `CLOCK_MONOTONIC`
+    pub time_ns: u64,
+}
+
+/// Key of `TOTALS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct TotalsKey {
+    pub stack: u64,
+    pub tgid: u32,
+    pub zero: u32,
+}
+
+/// The books of one stack. Only ever added to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TotalsRow {
+    /// The stack's second hash.
+    pub check: u64,
+    pub allocated_bytes: u64,
+    pub allocated_blocks: u64,
+    pub freed_bytes: u64,
+    pub freed_blocks: u64,
+}
+
+/// The stack of bytes whose stack could not be stored.
+pub const STACK_STORE_FULL: u64 = 1;
+/// The stack of bytes whose stack's hash is another stack's.
+pub const STACK_COLLISION: u64 = 2;
+/// Hashes below are moved out of the way of the reserved ids.
+pub const FIRST_STACK: u64 = 16;
+
+/// One stack, in `STACKS` by its 64-bit hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct StackRow {
+    /// A second, independent hash of the same frames.
+    pub check: u64,
+    pub tgid: u32,
+    /// How many of `frames` are valid; what lies behind is left over from other stacks.
+    pub count: u16,
+    /// [`crate::unwind::WalkEnd`]
+    pub end: u8,
+    pub zero: u8,
+    pub frames: [u64; MAX_FRAMES],
+}
+
+/// The allocator call that a thread is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CallSlot {
+    pub frame: Frame,
+    pub request: Request,
+    /// The hashes of its stack; the frames are in [`ThreadRow::scratch`].
+    pub stack: u64,
+    pub check: u64,
+    /// `realloc`'s old block, out of `BLOCKS` while the call lasts; address 0: none.
+    pub old: BlockRow,
+    pub old_address: u64,
+}
+
+/// The range call that a thread is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RangeSlot {
+    pub frame: Frame,
+    pub entry_ns: u64,
+    /// 0: part of an allocator call, whose stack it takes.
+    pub stack: u64,
+    pub args: [u64; 6],
+}
+
+/// What is in flight in one thread; `THREADS`, by `tgid << 32 | tid`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ThreadRow {
+    pub call: CallSlot,
+    pub range: RangeSlot,
+    /// Where a walk writes its frames: of a thread, as a CPU's would be shared under preemption.
+    pub scratch: StackRow,
+}
+
+/// A traced process; `PROCESSES`, by tgid. Replaced whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ProcessRow {
+    /// Of this version of the mappings, in no other row and never 0.
+    pub generation: u32,
+    pub count: u32,
+    /// Sorted by start, disjoint; `count` of them.
+    pub mappings: [UnwindMapping; MAX_MAPPINGS],
+}
+
+/// An unwind row found before: `pc ^ scrambled(data)`, so that a torn pair is no hit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CachedRow {
+    pub key: u64,
+    /// `generation << 32 | the upper half of the unwind row`
+    pub data: u64,
+}
+
+/// Slots of the cache of unwind rows, by a hash of the pc. 128 KiB.
+pub const CACHED_ROWS: usize = 8192;
+
+/// All counters of one CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct CountersRow {
+    pub losses: [u64; Loss::COUNT],
+    pub tallies: [u64; Tally::COUNT],
+    pub hits: [u64; MAX_PROBES],
+}
+
+/// The first word of a ring record.
+pub const RECORD_RANGE: u32 = 1;
+pub const RECORD_NOTICE: u32 = 2;
+
+/// The call was made inside an allocator: the memory is the allocator's own.
+pub const RANGE_ALLOCATOR_INTERNAL: u32 = 1;
+
+/// A range call that succeeded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RangeRecord {
+    /// [`RECORD_RANGE`]
+    pub record: u32,
+    /// [`crate::calls::Signature`]
+    pub signature: u32,
+    pub flags: u32,
+    pub tgid: u32,
+    pub tid: u32,
+    pub zero: u32,
+    pub entry_ns: u64,
+    pub return_ns: u64,
+    pub stack: u64,
+    pub args: [u64; 6],
+    pub result: u64,
+}
+
+/// The image was replaced; the process is no longer traced.
+pub const NOTICE_EXEC: u32 = 1;
+/// The thread group's leader ended.
+pub const NOTICE_EXIT: u32 = 2;
+/// A walk met a pc outside the known mappings; once per page and mapping version.
+pub const NOTICE_UNKNOWN_MAPPING: u32 = 3;
+
+/// Something that the user side must act on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct NoticeRecord {
+    /// [`RECORD_NOTICE`]
+    pub record: u32,
+    pub notice: u32,
+    pub tgid: u32,
+    pub tid: u32,
+    pub time_ns: u64,
+    pub address: u64,
+}
+
+/// Key of `NOTICED`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct NoticedKey {
+    pub page: u64,
+    pub generation: u32,
+    pub zero: u32,
+}
+
+const _: () = {
+    use core::mem::size_of;
+    assert!(size_of::<ConfigRow>() == 24);
+    assert!(size_of::<BlockKey>() == 16);
+    assert!(size_of::<BlockRow>() == 24);
+    assert!(size_of::<TotalsKey>() == 16);
+    assert!(size_of::<TotalsRow>() == 40);
+    assert!(size_of::<StackRow>() == 16 + 8 * MAX_FRAMES);
+    assert!(size_of::<CallSlot>() == 24 + 24 + 16 + 24 + 8);
+    assert!(size_of::<RangeSlot>() == 24 + 16 + 48);
+    assert!(size_of::<ThreadRow>() == 96 + 88 + 16 + 8 * MAX_FRAMES);
+    assert!(size_of::<ProcessRow>() == 8 + 32 * MAX_MAPPINGS);
+    assert!(size_of::<CountersRow>() == 8 * (Loss::COUNT + Tally::COUNT + MAX_PROBES));
+    assert!(size_of::<RangeRecord>() == 24 + 24 + 48 + 8);
+    assert!(size_of::<NoticeRecord>() == 32);
+    assert!(size_of::<NoticedKey>() == 16);
+    assert!(CACHED_ROWS.is_power_of_two());
+    assert!(MAX_MAPPINGS.is_power_of_two());
+};
