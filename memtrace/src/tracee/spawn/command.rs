@@ -31,8 +31,9 @@ impl Command {
             CString::new(word.as_bytes())
                 .map_err(|_| SpawnError::NulByte { command: name.to_string_lossy().into_owned() })
         };
-        let file = to_c(path.as_os_str())?;
         let words = argv.iter().map(|word| to_c(word)).collect::<Result<Vec<_>, _>>()?;
+        let path = look_up(name, std::env::var_os("PATH"))?;
+        let file = to_c(path.as_os_str())?;
         let pointers = words.iter().map(|word| word.as_ptr());
         let argv = pointers.chain([std::ptr::null()]).collect();
         Ok(Command { path, file, _words: words, argv })
