@@ -4,6 +4,13 @@
 
 use std::path::PathBuf;
 
+pub mod catalogue;
+pub mod decide;
+pub mod host;
+pub mod site;
+
+pub use decide::decide;
+
 /// What a probed function does; the cookie tells the kernel side.
 ///
 /// The number is the contract with `memtrace-ebpf` and never reused.
@@ -38,6 +45,40 @@ pub enum Signature {
     Mprotect = 13,
     /// `size_t f(void *block, size_t size, size_t extra, int flags)`: xallocx, resizes in place
     Xallocx = 14,
+    /// `T *f(heap, size_t n, size_t size, …)`: mi_heap_calloc, mi_heap_mallocn
+    HeapCalloc = 15,
+    /// `T *f(heap, void *old, size_t size, …)`: mi_heap_realloc
+    HeapRealloc = 16,
+    /// `T *f(heap, void *old, size_t n, size_t size)`: mi_heap_reallocn, mi_heap_recalloc
+    HeapReallocArray = 17,
+}
+
+impl Signature {
+    /// How many integer arguments (RDI, RSI, RDX, RCX, R8, R9) the hook reads at the entry.
+    pub const fn arguments(self) -> usize {
+        match self {
+            Self::Malloc | Self::Free | Self::Brk | Self::Sbrk => 1,
+            Self::Calloc | Self::Realloc | Self::AlignedAlloc | Self::Munmap => 2,
+            Self::ReallocArray | Self::PosixMemalign | Self::Mprotect => 3,
+            Self::HeapCalloc | Self::HeapRealloc => 3,
+            Self::Xallocx | Self::HeapReallocArray => 4,
+            Self::Mremap => 5,
+            Self::Mmap => 6,
+        }
+    }
+
+    /// Whether the effect is known only when the function returns.
+    pub const fn needs_return(self) -> bool {
+        !matches!(self, Self::Free)
+    }
+
+    /// Whether the function takes a block from an allocator of blocks (not of ranges).
+    pub const fn is_simple(self) -> bool {
+        !matches!(
+            self,
+            Self::Mmap | Self::Munmap | Self::Mremap | Self::Brk | Self::Sbrk | Self::Mprotect
+        )
+    }
 }
 
 /// One function to probe.
