@@ -342,7 +342,9 @@ mod tests {
 
     #[test]
     fn names_that_only_look_alike_are_not_allocators() {
-        for name in ["malloc_stats", "mallopt", "je_arena_malloc_hard", "freeaddrinfo", "je_je_free", ""] {
+        for name in
+            ["malloc_stats", "mallopt", "je_arena_malloc_hard", "freeaddrinfo", "je_je_free", ""]
+        {
             assert_eq!(lookup(name), None, "{name}");
         }
         assert!(not_supported("mi_strdup").is_some());

@@ -48,7 +48,9 @@ pub enum SiteError {
     NoCode,
     #[error("its first bytes are no valid x86-64 instruction")]
     Undecodable,
-    #[error("the kernel accepts no probe on its first instruction, `{instruction}`, and none of those behind it can take its place")]
+    #[error(
+        "the kernel accepts no probe on its first instruction, `{instruction}`, and none of those behind it can take its place"
+    )]
     Refused { instruction: String },
 }
 

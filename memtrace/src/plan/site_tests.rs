@@ -126,10 +126,7 @@ fn a_tail_jump_is_a_forward() {
     // jmp [rip+0x20]
     assert_eq!(forward(&[0xff, 0x25, 0x20, 0, 0, 0], AT), Some(Forward::Slot(0x1026)));
     // mov rsi,rdi; jmp
-    assert_eq!(
-        forward(&[0x48, 0x89, 0xfe, 0xe9, 0, 1, 0, 0], AT),
-        Some(Forward::Direct(0x1108))
-    );
+    assert_eq!(forward(&[0x48, 0x89, 0xfe, 0xe9, 0, 1, 0, 0], AT), Some(Forward::Direct(0x1108)));
     // the block changes on the way, RSP moves, a branch decides, the jump stays inside
     assert_eq!(forward(&[0x48, 0x89, 0xf7, 0xe9, 0, 1, 0, 0], AT), None);
     assert_eq!(forward(&[0x55, 0xe9, 0, 1, 0, 0], AT), None);

@@ -6,6 +6,17 @@
 //! A process is (pid, start time). Facts are never inferred here. Everything read is hostile:
 //! bounded, checked, opened through `map_files` or `/proc/PID/root` and never canonicalized.
 
+pub mod allocators;
+pub mod capabilities;
+pub mod container;
+pub mod elf;
+pub mod mappings;
+pub mod overlay;
+pub mod ports;
+pub mod process;
+pub mod root;
+pub mod spawn;
+
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
