@@ -19,8 +19,9 @@ use iced_x86::{
 use super::Signature;
 use super::host::Emulation;
 
-/// Most instructions passed on the way to a site.
-const MAX_PASSED: u32 = 8;
+/// Most instructions passed on the way to a site: jemalloc's `free` looks up the block's arena in
+/// nine before its first branch.
+const MAX_PASSED: u32 = 16;
 /// Longest code looked at for jumps back, bytes.
 const MAX_CODE: usize = 64 * 1024;
 /// Most instructions of a function that does nothing but forward to another.
@@ -119,9 +120,12 @@ pub fn choose(
     }
 }
 
-/// Whether the function only forwards: straight on to a jump out of it, the first argument (the
-/// block) and RSP untouched. Whoever probes the target sees each of its calls.
-pub fn forward(code: &[u8], address: u64) -> Option<Forward> {
+/// Whether the function only forwards: straight on to a jump out of it, RSP untouched and, where
+/// it is given a block, the first argument too. Whoever probes the target sees each of its calls.
+pub fn forward(code: &[u8], address: u64, signature: Signature) -> Option<Forward> {
+    let takes_no_block =
+        matches!(signature, Signature::Malloc | Signature::Calloc | Signature::AlignedAlloc);
+    let kept = if takes_no_block { &[][..] } else { &ARGUMENTS[..1] };
     let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
     let mut info = InstructionInfoFactory::new();
     for _ in 0..MAX_FORWARD {
@@ -144,8 +148,7 @@ pub fn forward(code: &[u8], address: u64) -> Option<Forward> {
             FlowControl::Next => {}
             _ => return None,
         }
-        if !leaves_stack_alone(&instruction, &mut info)
-            || writes_any(&instruction, &mut info, &ARGUMENTS[..1])
+        if !leaves_stack_alone(&instruction, &mut info) || writes_any(&instruction, &mut info, kept)
         {
             return None;
         }
@@ -277,6 +280,11 @@ fn site(offset: usize, instruction: &Instruction, emulated: bool) -> Site {
 fn disassemble(instruction: &Instruction) -> String {
     let mut text = String::new();
     let mut formatter = NasmFormatter::new();
+    let options = formatter.options_mut();
+    options.set_hex_prefix("0x");
+    options.set_hex_suffix("");
+    options.set_branch_leading_zeros(false);
+    options.set_show_branch_size(false);
     formatter.format(instruction, &mut text);
     text
 }

@@ -122,6 +122,7 @@ fn bytes_that_are_no_code_are_an_error() {
 
 #[test]
 fn a_tail_jump_is_a_forward() {
+    let forward = |code: &[u8], at| super::forward(code, at, Signature::Free);
     assert_eq!(forward(&[0xe9, 0x0b, 0, 0, 0], AT), Some(Forward::Direct(0x1010)));
     // jmp [rip+0x20]
     assert_eq!(forward(&[0xff, 0x25, 0x20, 0, 0, 0], AT), Some(Forward::Slot(0x1026)));
@@ -132,6 +133,10 @@ fn a_tail_jump_is_a_forward() {
     assert_eq!(forward(&[0x55, 0xe9, 0, 1, 0, 0], AT), None);
     assert_eq!(forward(&[0x74, 0x05, 0xe9, 0, 1, 0, 0], AT), None);
     assert_eq!(forward(&[0xeb, 0x00, 0xc3], AT), None);
+    // valloc: mov rsi,rdi; mov edi,4096; jmp memalign
+    let valloc = [0x48, 0x89, 0xfe, 0xbf, 0, 0x10, 0, 0, 0xe9, 0, 1, 0, 0];
+    assert_eq!(forward(&valloc, AT), None);
+    assert_eq!(super::forward(&valloc, AT, Signature::Malloc), Some(Forward::Direct(0x110d)));
 }
 
 fn any_signature() -> impl Strategy<Value = Signature> {
@@ -208,9 +213,40 @@ proptest! {
     }
 
     #[test]
+    fn a_dear_site_is_chosen_only_where_no_cheap_one_satisfies_the_rule(
+        code in code(),
+        signature in any_signature(),
+    ) {
+        let Ok(chosen) = choose(&code, AT, signature, NEW) else { return Ok(()) };
+        if chosen.emulated {
+            return Ok(());
+        }
+        let mut decoder = Decoder::with_ip(64, &code, AT, DecoderOptions::NONE);
+        let mut info = InstructionInfoFactory::new();
+        let mut stack_untouched = true;
+        for _ in 0..=MAX_PASSED {
+            let at = decoder.position();
+            if !decoder.can_decode() || !stack_untouched {
+                break;
+            }
+            let instruction = decoder.decode();
+            if instruction.is_invalid() {
+                break;
+            }
+            let bytes = &code[at..decoder.position()];
+            let candidate = site(at, &instruction, true);
+            if is_emulated(&instruction, bytes, NEW) && !is_refused(&instruction, bytes) {
+                let broken = rule_holds(&code, signature, &candidate);
+                prop_assert!(broken.is_err(), "{candidate:?} instead of {chosen:?}");
+            }
+            stack_untouched = !signature.needs_return() || leaves_stack_alone(&instruction, &mut info);
+        }
+    }
+
+    #[test]
     fn random_bytes_never_panic(code in prop::collection::vec(any::<u8>(), 0..600), address: u64) {
         let _ = choose(&code, address, Signature::Realloc, NEW);
-        let _ = forward(&code, address);
+        let _ = forward(&code, address, Signature::Free);
     }
 
     #[test]

@@ -104,6 +104,11 @@ impl Process {
         self.id
     }
 
+    /// `executable` without the ` (deleted)` that the kernel appends.
+    pub fn executable_path(&self) -> &str {
+        self.executable.strip_suffix(" (deleted)").unwrap_or(&self.executable)
+    }
+
     pub fn pid(&self) -> u32 {
         self.id.pid
     }

@@ -108,6 +108,8 @@ pub struct ElfFacts {
     pub defined: Vec<String>,
     /// Stubs of the procedure linkage table and the wanted function each leads to.
     pub plt: BTreeMap<u64, String>,
+    /// The slots those stubs jump through, by address.
+    pub slots: BTreeMap<u64, String>,
     /// Its own `.symtab`, or that of a separate debug file, was read.
     pub has_full_symbols: bool,
     /// Where the separate debug file was found.
@@ -144,7 +146,8 @@ pub fn read(
     object.collect_symbols(elf::SHT_DYNSYM, SymbolSource::Dynsym, wanted, &mut found);
     facts.has_full_symbols =
         object.collect_symbols(elf::SHT_SYMTAB, SymbolSource::Symtab, wanted, &mut found);
-    facts.plt = object.plt(wanted);
+    facts.slots = object.slots(wanted);
+    facts.plt = object.plt(&facts.slots);
     if !facts.has_full_symbols {
         let link = object.debug_link();
         if let Some(debug) = debug_files.find(facts.build_id.as_deref(), link.as_ref()) {
@@ -400,8 +403,8 @@ impl<'a, 'f> Object<'a, 'f> {
         functions
     }
 
-    /// Stubs that jump through a slot which a relocation binds to a wanted name.
-    fn plt(&self, wanted: &dyn Fn(&str) -> bool) -> BTreeMap<u64, String> {
+    /// Slots that a relocation binds to a wanted name.
+    fn slots(&self, wanted: &dyn Fn(&str) -> bool) -> BTreeMap<u64, String> {
         let mut slots = BTreeMap::new();
         for (section, _) in &self.sections {
             if section.sh_type(LE) != elf::SHT_RELA {
@@ -432,6 +435,11 @@ impl<'a, 'f> Object<'a, 'f> {
                 }
             }
         }
+        slots
+    }
+
+    /// Stubs that jump through those slots.
+    fn plt(&self, slots: &BTreeMap<u64, String>) -> BTreeMap<u64, String> {
         let mut stubs = BTreeMap::new();
         if slots.is_empty() {
             return stubs;
