@@ -41,6 +41,12 @@ pub enum Signature {
     Mprotect = 13,
     /// `size_t f(void *block, size_t size, size_t extra, int flags)`: resizes in place
     Xallocx = 14,
+    /// `T *f(heap, size_t n, size_t size, …)`: mi_heap_calloc, mi_heap_mallocn
+    HeapCalloc = 15,
+    /// `T *f(heap, void *old, size_t size, …)`: mi_heap_realloc
+    HeapRealloc = 16,
+    /// `T *f(heap, void *old, size_t n, size_t size)`: mi_heap_reallocn, mi_heap_recalloc
+    HeapReallocArray = 17,
 }
 
 impl Signature {
@@ -60,6 +66,9 @@ impl Signature {
             12 => Self::Sbrk,
             13 => Self::Mprotect,
             14 => Self::Xallocx,
+            15 => Self::HeapCalloc,
+            16 => Self::HeapRealloc,
+            17 => Self::HeapReallocArray,
             _ => return None,
         })
     }
@@ -67,6 +76,19 @@ impl Signature {
     /// Works on ranges of pages, not on blocks.
     pub const fn is_range(self) -> bool {
         (self as u8 >= Self::Mmap as u8) && (self as u8 <= Self::Mprotect as u8)
+    }
+
+    /// How many integer arguments (RDI, RSI, RDX, RCX, R8, R9) the hook reads at the entry.
+    pub const fn arguments(self) -> usize {
+        match self {
+            Self::Malloc | Self::Free | Self::Brk | Self::Sbrk => 1,
+            Self::Calloc | Self::Realloc | Self::AlignedAlloc | Self::Munmap => 2,
+            Self::ReallocArray | Self::PosixMemalign | Self::Mprotect | Self::Xallocx => 3,
+            Self::HeapCalloc | Self::HeapRealloc => 3,
+            Self::HeapReallocArray => 4,
+            Self::Mremap => 5,
+            Self::Mmap => 6,
+        }
     }
 
     /// Has an effect only once it has returned.
@@ -186,7 +208,7 @@ pub struct Request {
 
 /// Reads the arguments of an allocating call.
 #[inline(always)]
-pub fn request(signature: Signature, args: [u64; 3]) -> Request {
+pub fn request(signature: Signature, args: [u64; 4]) -> Request {
     let (size, old, out) = match signature {
         Signature::Malloc => (args[0], 0, 0),
         Signature::Calloc => (product(args[0], args[1]), 0, 0),
@@ -194,6 +216,9 @@ pub fn request(signature: Signature, args: [u64; 3]) -> Request {
         Signature::ReallocArray => (product(args[1], args[2]), args[0], 0),
         Signature::PosixMemalign => (args[2], 0, args[0]),
         Signature::AlignedAlloc => (args[1], 0, 0),
+        Signature::HeapCalloc => (product(args[1], args[2]), 0, 0),
+        Signature::HeapRealloc => (args[2], args[1], 0),
+        Signature::HeapReallocArray => (product(args[2], args[3]), args[1], 0),
         _ => (0, 0, 0),
     };
     Request { size, old, out }

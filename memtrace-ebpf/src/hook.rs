@@ -81,19 +81,19 @@ impl Hook {
         unsafe { (*self.regs).rsp }
     }
 
-    /// The first three arguments.
+    /// The first four arguments.
     #[inline(always)]
-    pub fn args(&self) -> [u64; 3] {
+    pub fn args(&self) -> [u64; 4] {
         // SAFETY: as in `sp`.
-        unsafe { [(*self.regs).rdi, (*self.regs).rsi, (*self.regs).rdx] }
+        unsafe { [(*self.regs).rdi, (*self.regs).rsi, (*self.regs).rdx, (*self.regs).rcx] }
     }
 
     /// All six arguments that travel in registers.
     #[inline(always)]
     pub fn all_args(&self) -> [u64; 6] {
-        let [a, b, c] = self.args();
+        let [a, b, c, d] = self.args();
         // SAFETY: as in `sp`.
-        unsafe { [a, b, c, (*self.regs).rcx, (*self.regs).r8, (*self.regs).r9] }
+        unsafe { [a, b, c, d, (*self.regs).r8, (*self.regs).r9] }
     }
 
     /// What the function returned.

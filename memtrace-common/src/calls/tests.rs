@@ -92,13 +92,16 @@ fn a_return_without_an_entry_is_known_as_such() {
 #[test]
 fn each_signature_tells_its_size_old_block_and_result_place() {
     let cases = [
-        (Signature::Malloc, [13, 2, 3], Request { size: 13, old: 0, out: 0 }),
-        (Signature::Calloc, [13, 7, 3], Request { size: 91, old: 0, out: 0 }),
-        (Signature::Realloc, [0x10, 13, 3], Request { size: 13, old: 0x10, out: 0 }),
-        (Signature::ReallocArray, [0x10, 13, 7], Request { size: 91, old: 0x10, out: 0 }),
-        (Signature::PosixMemalign, [0x20, 64, 13], Request { size: 13, old: 0, out: 0x20 }),
-        (Signature::AlignedAlloc, [64, 13, 3], Request { size: 13, old: 0, out: 0 }),
-        (Signature::Xallocx, [0x10, 13, 3], Request { size: 13, old: 0x10, out: 0 }),
+        (Signature::Malloc, [13, 2, 3, 4], Request { size: 13, old: 0, out: 0 }),
+        (Signature::Calloc, [13, 7, 3, 4], Request { size: 91, old: 0, out: 0 }),
+        (Signature::Realloc, [0x10, 13, 3, 4], Request { size: 13, old: 0x10, out: 0 }),
+        (Signature::ReallocArray, [0x10, 13, 7, 4], Request { size: 91, old: 0x10, out: 0 }),
+        (Signature::PosixMemalign, [0x20, 64, 13, 4], Request { size: 13, old: 0, out: 0x20 }),
+        (Signature::AlignedAlloc, [64, 13, 3, 4], Request { size: 13, old: 0, out: 0 }),
+        (Signature::Xallocx, [0x10, 13, 3, 4], Request { size: 13, old: 0x10, out: 0 }),
+        (Signature::HeapCalloc, [0x90, 13, 7, 4], Request { size: 91, old: 0, out: 0 }),
+        (Signature::HeapRealloc, [0x90, 0x10, 13, 4], Request { size: 13, old: 0x10, out: 0 }),
+        (Signature::HeapReallocArray, [0x90, 0x10, 13, 7], Request { size: 91, old: 0x10, out: 0 }),
     ];
     for (signature, args, wanted) in cases {
         assert_eq!(request(signature, args), wanted, "{signature:?}");

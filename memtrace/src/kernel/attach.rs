@@ -11,7 +11,7 @@ use std::path::Path;
 
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use aya::programs::ProgramError;
-use memtrace_common::calls::{Cookie, MAX_PROBES, Signature as Kind};
+use memtrace_common::calls::{Cookie, MAX_PROBES};
 
 use super::error::advice;
 use super::load::uprobe;
@@ -88,9 +88,9 @@ impl Kernel {
         probe: &PlannedProbe,
         index: usize,
     ) -> Result<ProbeLink, String> {
-        let kind = kind(probe.signature);
+        let kind = probe.signature;
         let program = match kind {
-            Kind::Free => "free_entry",
+            Signature::Free => "free_entry",
             kind if kind.is_range() => "range_entry",
             _ => "call_entry",
         };
@@ -103,7 +103,7 @@ impl Kernel {
         probe: &PlannedProbe,
         index: usize,
     ) -> Result<Option<ProbeLink>, String> {
-        let kind = kind(probe.signature);
+        let kind = probe.signature;
         if !kind.needs_return() {
             return Ok(None);
         }
@@ -135,7 +135,7 @@ impl Kernel {
         }
         let point = UProbeAttachPoint {
             location: UProbeAttachLocation::AbsoluteOffset(offset),
-            cookie: Some(Cookie::new(index, kind(probe.signature)).0),
+            cookie: Some(Cookie::new(index, probe.signature).0),
         };
         let program = uprobe(&mut self.ebpf, program).map_err(|error| error.to_string())?;
         program
@@ -187,53 +187,9 @@ fn living_thread(pid: u32) -> Option<NonZeroU32> {
     std::iter::once(pid).chain(others).find(|tid| lives(*tid).is_some()).and_then(NonZeroU32::new)
 }
 
-/// The plan's signature, as the kernel side knows it.
-fn kind(signature: Signature) -> Kind {
-    match signature {
-        Signature::Malloc => Kind::Malloc,
-        Signature::Calloc => Kind::Calloc,
-        Signature::Realloc => Kind::Realloc,
-        Signature::ReallocArray => Kind::ReallocArray,
-        Signature::PosixMemalign => Kind::PosixMemalign,
-        Signature::AlignedAlloc => Kind::AlignedAlloc,
-        Signature::Free => Kind::Free,
-        Signature::Mmap => Kind::Mmap,
-        Signature::Munmap => Kind::Munmap,
-        Signature::Mremap => Kind::Mremap,
-        Signature::Brk => Kind::Brk,
-        Signature::Sbrk => Kind::Sbrk,
-        Signature::Mprotect => Kind::Mprotect,
-        Signature::Xallocx => Kind::Xallocx,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn both_sides_number_the_signatures_alike() {
-        let all = [
-            Signature::Malloc,
-            Signature::Calloc,
-            Signature::Realloc,
-            Signature::ReallocArray,
-            Signature::PosixMemalign,
-            Signature::AlignedAlloc,
-            Signature::Free,
-            Signature::Mmap,
-            Signature::Munmap,
-            Signature::Mremap,
-            Signature::Brk,
-            Signature::Sbrk,
-            Signature::Mprotect,
-            Signature::Xallocx,
-        ];
-        for signature in all {
-            assert_eq!(kind(signature) as u8, signature as u8);
-        }
-        assert_eq!(all.len(), (0..=255).filter_map(Kind::from_u8).count());
-    }
 
     #[test]
     fn a_process_that_ended_has_no_living_thread() {

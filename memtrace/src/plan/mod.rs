@@ -6,41 +6,14 @@ pub mod host;
 
 use std::path::PathBuf;
 
-/// What a probed function does; the cookie tells the kernel side.
-///
-/// The number is the contract with `memtrace-ebpf` and never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Signature {
-    /// `T *f(size_t size, …)`: malloc, valloc, pvalloc, operator new, mallocx, mi_malloc
-    Malloc = 1,
-    /// `f(size_t n, size_t size)`: calloc
-    Calloc = 2,
-    /// `f(void *old, size_t size, …)`: realloc, rallocx
-    Realloc = 3,
-    /// `f(void *old, size_t n, size_t size)`: reallocarray
-    ReallocArray = 4,
-    /// `int f(void **out, size_t alignment, size_t size)`: posix_memalign
-    PosixMemalign = 5,
-    /// `f(size_t alignment, size_t size)`: aligned_alloc, memalign
-    AlignedAlloc = 6,
-    /// `void f(void *block, …)`: free, cfree, operator delete, sdallocx
-    Free = 7,
-    /// `f(addr, length, prot, flags, fd, offset)`
-    Mmap = 8,
-    /// `f(addr, length)`
-    Munmap = 9,
-    /// `f(old, old_length, new_length, flags, new)`
-    Mremap = 10,
-    /// `int brk(addr)`
-    Brk = 11,
-    /// `void *sbrk(intptr_t increment)`
-    Sbrk = 12,
-    /// `f(addr, length, prot)`
-    Mprotect = 13,
-    /// `size_t f(void *block, size_t size, size_t extra, int flags)`: xallocx, resizes in place
-    Xallocx = 14,
-}
+pub use memtrace_common::calls::Signature;
+
+pub mod catalogue;
+pub mod decide;
+pub mod host;
+pub mod site;
+
+pub use decide::decide;
 
 /// One function to probe.
 #[derive(Clone, Debug, PartialEq, Eq)]

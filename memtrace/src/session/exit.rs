@@ -38,15 +38,12 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
         }
         if let Some(error) = cause.downcast_ref::<ContainerError>() {
             return Some(match error {
-                ContainerError::NotPermitted { .. } => 4,
+                ContainerError::SocketDenied { .. } => 4,
                 _ => 3,
             });
         }
         if let Some(error) = cause.downcast_ref::<KernelError>() {
-            return Some(match error {
-                KernelError::NotPermitted { .. } => 4,
-                _ => 6,
-            });
+            return Some(if error.is_permission() { 4 } else { 6 });
         }
         match cause.downcast_ref::<SessionError>()? {
             SessionError::ExitedEarly { .. } => Some(3),

@@ -1,5 +1,6 @@
 //! `memtrace record`: resolve, plan, attach, watch, report. Reads as the architecture.
 
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ use crate::snapshot::{
     Tracee,
 };
 use crate::tracee::allocators::{Objects, read_objects};
-use crate::tracee::ports::listening_ports;
+use crate::tracee::ports::{connectable, listening_ports};
 use crate::tracee::process::Process;
 
 /// How often range events and notices are taken from the ring.
@@ -81,7 +82,7 @@ impl Session {
         let objects = read_objects(&target.process, &space.mappings, &is_wanted);
         let plan = decide(&objects.objects, &host);
         if !plan.probes.iter().any(|probe| probe.signature.is_simple()) {
-            let comm = visible(&target.process.comm);
+            let comm = visible(&target.process.comm).into_owned();
             return Err(SessionError::NothingToProbe { pid, comm, reasons: reasons(&plan.not_probed) }
                 .into());
         }
@@ -305,7 +306,7 @@ impl Session {
         };
         let go = match self.target.process.has_exited() {
             true => Known::unknown("the process has exited"),
-            false => self.go.read(|| listening_ports(pid).unwrap_or_default()).await,
+            false => self.go.read(|| ports_of(pid)).await,
         };
         let stacks = self.kernel.new_stacks().context("failed to read the stacks")?;
         let readings = Readings {
@@ -355,6 +356,12 @@ impl Session {
         let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
         Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
     }
+}
+
+/// Where the process listens, without the wildcards that nobody can connect to.
+fn ports_of(pid: u32) -> Vec<(IpAddr, u16)> {
+    let listening = listening_ports(pid).unwrap_or_default();
+    listening.into_iter().flat_map(connectable).map(|at| (at.ip(), at.port())).collect()
 }
 
 fn attached(probe: &PlannedProbe) -> AttachedProbe {

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use anyhow::{Context, Result};
 
 use crate::cli::TargetArgs;
-use crate::plan::catalogue;
+use crate::plan::decide::is_wanted;
 use crate::snapshot::Container;
 use crate::tracee::allocators::read_objects;
 use crate::tracee::container::{container_of, find_container};
@@ -54,6 +54,6 @@ fn first_with_allocator(first: u32, all: &[u32]) -> u32 {
 fn has_allocator(pid: u32) -> bool {
     let Ok(process) = Process::open(pid) else { return false };
     let Ok(mappings) = Mappings::of(&process) else { return false };
-    let found = read_objects(&process, &mappings, &|name| catalogue::find(name).is_some());
+    let found = read_objects(&process, &mappings, &is_wanted);
     found.objects.iter().any(|object| !object.elf.functions.is_empty())
 }

@@ -3,17 +3,22 @@
 //! A process is (pid, start time). Facts are never inferred here. Everything read is hostile:
 //! bounded, checked, opened through `map_files` or `/proc/PID/root` and never canonicalized.
 
+pub mod allocators;
 pub mod capabilities;
 pub mod container;
+pub mod elf;
+pub mod mappings;
+mod overlay;
 pub mod ports;
+pub mod process;
+mod root;
+pub mod spawn;
 
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::snapshot::ObjectMapping;
-
-pub mod spawn;
 
 /// A mapped object with its file held open, so that names and unwind tables can be read from what
 /// is mapped: also when the path was replaced, and after the process has exited.

@@ -1,0 +1,127 @@
+//! Whether a file is a Go program, of which version, and where its Go code lies.
+//!
+//! Go code must never get a return probe: the runtime moves and scans its stacks.
+
+use super::{ElfFacts, Found, Load, Object};
+
+/// `\xff Go buildinf:`
+const BUILD_INFO_MAGIC: &[u8] = b"\xff Go buildinf:";
+/// How far into the data the magic is searched where no section tells its place.
+const SEARCH_BYTES: u64 = 1 << 20;
+const MAX_VERSION_BYTES: u64 = 256;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GoFacts {
+    /// e.g. "go1.27.3".
+    pub version: Option<String>,
+    /// Go's machine code, virtual addresses `[start, end)`; `None`: it cannot be told from C code.
+    pub text: Option<(u64, u64)>,
+}
+
+/// Symbols that bound Go's text.
+pub(super) const TEXT_START: &str = "runtime.text";
+pub(super) const TEXT_END: &str = "runtime.etext";
+
+impl<'a> Object<'a, '_> {
+    pub(super) fn go_facts(&self, facts: &ElfFacts, found: &Found) -> Option<GoFacts> {
+        let info = self.build_info(&facts.loads);
+        let is_go = info.is_some()
+            || self.note(b"Go", 4).is_some()
+            || [&b".gopclntab"[..], b".data.rel.ro.gopclntab"]
+                .iter()
+                .any(|n| self.section(n).is_some());
+        if !is_go {
+            return None;
+        }
+        let from_symbols = || {
+            let start = *found.defined.get(TEXT_START)?;
+            let end = *found.defined.get(TEXT_END)?;
+            (start < end).then_some((start, end))
+        };
+        let text = from_symbols().or_else(|| self.text_of_line_table());
+        Some(GoFacts { version: info.and_then(|info| self.version(info, &facts.loads)), text })
+    }
+
+    /// The build info with its header, from its section or from the start of the data.
+    fn build_info(&self, loads: &[Load]) -> Option<&'a [u8]> {
+        if let Some(data) = self.bytes_of(b".go.buildinfo")
+            && data.starts_with(BUILD_INFO_MAGIC)
+        {
+            return Some(data);
+        }
+        let data = loads
+            .iter()
+            .filter(|load| load.writable)
+            .find_map(|load| self.read(load.file_offset, load.file_size.min(SEARCH_BYTES)))?;
+        // The linker aligns it to 16 bytes.
+        let at =
+            (0..data.len()).step_by(16).find(|at| data[*at..].starts_with(BUILD_INFO_MAGIC))?;
+        Some(&data[at..])
+    }
+
+    /// Two formats: inline strings since Go 1.18 (flag 2), pointers to Go strings before.
+    fn version(&self, info: &'a [u8], loads: &[Load]) -> Option<String> {
+        let (pointer_size, flags) = (*info.get(14)?, *info.get(15)?);
+        let bytes = if flags & 2 != 0 {
+            let (length, start) = read_varint(info.get(32..)?)?;
+            info.get(32 + start..)?.get(..usize::try_from(length.min(MAX_VERSION_BYTES)).ok()?)?
+        } else if pointer_size == 8 && flags & 1 == 0 {
+            let word = |bytes: &[u8]| Some(u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?));
+            let string = self.at(loads, word(info.get(16..)?)?, 16)?;
+            let (data, length) = (word(string)?, word(string.get(8..)?)?);
+            self.at(loads, data, length.min(MAX_VERSION_BYTES))?
+        } else {
+            return None;
+        };
+        let version = str::from_utf8(bytes).ok()?;
+        (version.starts_with("go") || version.starts_with("devel")).then(|| version.to_owned())
+    }
+
+    /// The line table's header carries the start of the text from Go 1.18 on (0 in position
+    /// independent files, and again since 1.26), its function table the offset of the end.
+    /// Layout: `internal/abi` and `runtime/symtab.go` (`pcHeader`), magic 0xfffffff0 and -1.
+    fn text_of_line_table(&self) -> Option<(u64, u64)> {
+        let data =
+            self.bytes_of(b".gopclntab").or_else(|| self.bytes_of(b".data.rel.ro.gopclntab"))?;
+        let word = |at: usize| Some(u64::from_le_bytes(data.get(at..at + 8)?.try_into().ok()?));
+        let magic = u32::from_le_bytes(data.get(..4)?.try_into().ok()?);
+        if !matches!(magic, 0xffff_fff0 | 0xffff_fff1) || data.get(7) != Some(&8) {
+            return None;
+        }
+        let functions = usize::try_from(word(8)?).ok()?;
+        let start = word(24)?;
+        let table = usize::try_from(word(64)?).ok()?;
+        if start == 0 {
+            return None;
+        }
+        // (entry offset, data offset) pairs of 32 bits, closed by the end's offset.
+        let last = table.checked_add(functions.checked_mul(8)?)?;
+        let end = u32::from_le_bytes(data.get(last..last.checked_add(4)?)?.try_into().ok()?);
+        let end = start.checked_add(u64::from(end))?;
+        (start < end).then_some((start, end))
+    }
+}
+
+fn read_varint(bytes: &[u8]) -> Option<(u64, usize)> {
+    let mut value = 0u64;
+    for (index, byte) in bytes.iter().take(9).enumerate() {
+        value |= u64::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            return Some((value, index + 1));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_varint_is_read_or_refused() {
+        assert_eq!(read_varint(&[8]), Some((8, 1)));
+        assert_eq!(read_varint(&[0x80, 1]), Some((128, 2)));
+        assert_eq!(read_varint(&[0xff; 12]), None);
+        assert_eq!(read_varint(&[]), None);
+    }
+}

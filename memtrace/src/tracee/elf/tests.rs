@@ -1,0 +1,1 @@
+//! On real files of the machine and on damaged ones.
