@@ -45,7 +45,7 @@ pub const REQUIRED: [&str; 8] = [
 ];
 
 /// Tried because later versions of memtrace may use them; `record` does not.
-pub const UNUSED: [&str; 5] = [KERNEL_BTF, BATCH_LOOKUP, SEND_SIGNAL, UPROBE_MULTI, UPROBE_SESSION];
+pub const UNUSED: [&str; 4] = [KERNEL_BTF, SEND_SIGNAL, UPROBE_MULTI, UPROBE_SESSION];
 
 /// The oldest upstream release with everything that is [`REQUIRED`], for advice. The verdict is
 /// not taken from it.
