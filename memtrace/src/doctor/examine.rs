@@ -224,7 +224,7 @@ fn check_kernel(facts: &DoctorFacts, checks: &mut Vec<Check>) {
                         entry(State::Fail, detail).advise(advice)
                     }
                     (false, true) => entry(State::Warn, detail),
-                    (false, false) => entry(State::Info, detail),
+                    (false, false) => entry(State::Info, format!("{reason}; not needed")),
                 }
             }
         });

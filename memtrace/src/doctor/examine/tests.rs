@@ -168,6 +168,7 @@ fn a_kernel_without_btf_records() {
     set(&mut facts, features::KERNEL_BTF, missing());
     let report = examine(&facts);
     assert_eq!(the(&report, features::KERNEL_BTF).state, State::Info);
+    assert!(the(&report, features::KERNEL_BTF).detail.ends_with("not needed"));
     assert!(report.can_record());
 }
 
