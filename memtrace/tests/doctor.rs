@@ -66,7 +66,7 @@ fn without_privileges_it_names_the_missing_capabilities() {
     }
 }
 
-/// Runs this test binary again as nobody, from a place that nobody can reach.
+/// Runs a copy of this test binary as user nobody, who may not be able to reach the original.
 fn report_of_nobody() -> serde_json::Value {
     let directory = tempfile::tempdir().unwrap();
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();

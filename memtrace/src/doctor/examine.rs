@@ -94,10 +94,15 @@ fn check_privileges(facts: &DoctorFacts, checks: &mut Vec<Check>) {
 
     if facts.has_seccomp_filter == Some(true) {
         const NAME: &str = "seccomp";
+        let filter = |state, detail| check(Area::Privileges, NAME, state, detail);
+        let has_admin = facts.capabilities.is_some_and(|held| held.has("CAP_SYS_ADMIN"));
         checks.push(if works(facts, BPF) {
-            check(Area::Privileges, NAME, State::Info, "a filter is on, and lets bpf(2) through")
+            filter(State::Info, "a filter is on, and lets bpf(2) through")
+        } else if !has_admin {
+            // Docker's and podman's own filters open with the capability.
+            filter(State::Info, "a filter is on; the usual ones ask for CAP_SYS_ADMIN")
         } else {
-            check(Area::Privileges, NAME, State::Warn, "a filter is on, and may refuse bpf(2)")
+            filter(State::Warn, "a filter is on, and may be what refuses bpf(2)")
                 .advise("start the container with `--security-opt seccomp=unconfined`")
         });
     }
@@ -170,19 +175,26 @@ fn check_capabilities(facts: &DoctorFacts, checks: &mut Vec<Check>) {
             ),
             None => {
                 check(Area::Privileges, name, state_without, format!("missing; needed {purpose}"))
-                    .advise(advice_for_capability(name))
+                    .advise(advice_for_capability(name, is_root))
             }
         });
     }
 }
 
 /// Docker before 23 knows no CAP_BPF, so the capability that includes it is named instead.
-fn advice_for_capability(name: &str) -> String {
+fn advice_for_capability(name: &str, is_root: bool) -> String {
     let option = match name {
         "CAP_BPF" | "CAP_PERFMON" | "CAP_CHECKPOINT_RESTORE" => "SYS_ADMIN",
         name => name.trim_start_matches("CAP_"),
     };
-    format!("run memtrace with `sudo`, or its container with `--cap-add {option}`")
+    if is_root {
+        format!(
+            "this root is a restricted one: start its container with `--cap-add {option}`, or \
+             leave {name} in the unit's `CapabilityBoundingSet`"
+        )
+    } else {
+        format!("run memtrace with `sudo`, or its container with `--cap-add {option}`")
+    }
 }
 
 fn check_kernel(facts: &DoctorFacts, checks: &mut Vec<Check>) {
@@ -202,7 +214,7 @@ fn check_kernel(facts: &DoctorFacts, checks: &mut Vec<Check>) {
                 entry(State::Warn, reason.clone())
             }
             FeatureState::Unknown { .. } if lacks_privilege => {
-                entry(State::Warn, "cannot be tried with these privileges".to_owned())
+                entry(State::Info, "cannot be tried with these privileges".to_owned())
             }
             FeatureState::Unknown { reason } | FeatureState::Missing { reason } => {
                 let detail = format!("{reason}; without it: {}", feature.without_it);
@@ -212,7 +224,7 @@ fn check_kernel(facts: &DoctorFacts, checks: &mut Vec<Check>) {
                         entry(State::Fail, detail).advise(advice)
                     }
                     (false, true) => entry(State::Warn, detail),
-                    (false, false) => entry(State::Info, detail),
+                    (false, false) => entry(State::Info, format!("{reason}; not needed")),
                 }
             }
         });
@@ -433,7 +445,7 @@ fn modes_of(facts: &DoctorFacts, checks: &[Check]) -> Vec<Mode> {
     let record = |mode: &str, needs: String| Mode {
         mode: format!("record {mode}"),
         usable,
-        needs: if usable { needs } else { format!("lacks: {}", failed.join(", ")) },
+        needs: if usable { needs } else { format!("fails on: {}", failed.join(", ")) },
     };
     let listening: Vec<&str> = facts
         .runtimes

@@ -45,7 +45,7 @@ pub const REQUIRED: [&str; 8] = [
 ];
 
 /// Tried because later versions of memtrace may use them; `record` does not.
-pub const UNUSED: [&str; 5] = [KERNEL_BTF, BATCH_LOOKUP, SEND_SIGNAL, UPROBE_MULTI, UPROBE_SESSION];
+pub const UNUSED: [&str; 4] = [KERNEL_BTF, SEND_SIGNAL, UPROBE_MULTI, UPROBE_SESSION];
 
 /// The oldest upstream release with everything that is [`REQUIRED`], for advice. The verdict is
 /// not taken from it.
@@ -90,7 +90,7 @@ const CATALOGUE: [Entry; 16] = [
         name: CHARGED_TO_CGROUP,
         attempt: try_charged_to_cgroup,
         needed_by: "maps that grow without a limit to raise first",
-        without_it: "maps are charged to RLIMIT_MEMLOCK, which has to be raised",
+        without_it: "the limit has to be raised first",
     },
     Entry {
         name: KERNEL_BTF,
@@ -215,8 +215,7 @@ fn try_charged_to_cgroup() -> Result<(), TryError> {
     match exit_code_of(child).map_err(refused("wait for a child process"))? {
         Some(0) => Ok(()),
         Some(1) => Err(TryError::Wrong(
-            "with RLIMIT_MEMLOCK at 0 no map can be created: this kernel charges maps to that limit \
-             (kernels before 5.11 do)"
+            "this kernel charges maps to RLIMIT_MEMLOCK: with the limit at 0 none can be created"
                 .to_owned(),
         )),
         _ => Err(TryError::Untried("the child process that tried it ended early".to_owned())),
