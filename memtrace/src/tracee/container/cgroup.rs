@@ -172,20 +172,24 @@ pub(super) fn read_cgroup_file(proc: &Path, pid: u32) -> std::io::Result<String>
 }
 
 /// The first process of container `id` among `scanned`: the one that is pid 1 in its own pid
-/// namespace, else the oldest. Processes of containers inside it come last.
+/// namespace, else the oldest.
+///
+/// Processes of containers inside it come last. A container may name a cgroup of its own after
+/// another container: whoever has the id further out is the one it belongs to.
 pub(super) fn first_process(proc: &Path, id: &str, scanned: &[Contained]) -> Option<u32> {
     let candidates = scanned.iter().filter_map(|process| {
-        let depth = process.containers.iter().rev().position(|named| named.id == id)?;
+        let outside = process.containers.iter().position(|named| named.id == id)?;
+        let inside = process.containers.len() - outside;
         let directory = proc.join(process.pid.to_string());
         let status = read_bounded(&directory.join("status"), PROC_FILE_BYTES).ok()?;
         let stat = read_bounded(&directory.join("stat"), PROC_FILE_BYTES).ok()?;
         let is_init = parse_innermost_pid(&status) == Some(1);
-        Some((depth, !is_init, parse_start_time(&stat)?, process.pid))
+        Some(((outside, inside, !is_init, parse_start_time(&stat)?), process.pid))
     });
-    candidates.min().map(|(_, _, _, pid)| pid)
+    candidates.min().map(|(_, pid)| pid)
 }
 
-/// `NSpid:	24109	1` → 1
+/// `NSpid: 24109 1` → 1
 fn parse_innermost_pid(status: &str) -> Option<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     line.split_ascii_whitespace().next_back()?.parse().ok()
@@ -204,11 +208,7 @@ fn parse_start_time(stat: &str) -> Option<u64> {
 /// namespace, no cgroup mount) the processes that name the id are taken from `/proc`.
 pub(super) fn processes_of(proc: &Path, id: &str, first: u32) -> Vec<u32> {
     let mut pids = processes_by_directory(proc, id, first)
-        .or_else(|| {
-            let scanned = scan(proc).ok()?;
-            let inside = |process: &Contained| process.containers.iter().any(|it| it.id == id);
-            Some(scanned.into_iter().filter(inside).map(|process| process.pid).collect())
-        })
+        .or_else(|| processes_by_path(proc, id, first))
         .unwrap_or_default();
     pids.retain(|pid| *pid != first);
     pids.sort_unstable();
@@ -229,6 +229,14 @@ fn processes_by_directory(proc: &Path, id: &str, first: u32) -> Option<Vec<u32>>
             pids.contains(&first).then_some(pids)
         })
     })
+}
+
+fn processes_by_path(proc: &Path, id: &str, first: u32) -> Option<Vec<u32>> {
+    let mut containers = containers_of(&read_cgroup_file(proc, first).ok()?).into_iter();
+    let container = containers.find(|named| named.id == id)?;
+    let scanned = scan(proc).ok()?;
+    let inside = |process: &Contained| process.containers.contains(&container);
+    Some(scanned.into_iter().filter(inside).map(|process| process.pid).collect())
 }
 
 /// A mounted cgroup hierarchy.

@@ -158,6 +158,15 @@ fn a_container_inside_does_not_lend_its_first_process() {
 }
 
 #[test]
+fn a_cgroup_that_a_container_named_after_another_does_not_stand_for_it() {
+    let machine = Machine::new(&[]);
+    machine.process(100, 1, 5, &format!("0::/docker/{A}/docker-{B}.scope\n"));
+    machine.process(200, 9, 50, &format!("0::/docker/{B}\n"));
+    assert_eq!(machine.first(B), Some(200));
+    assert_eq!(processes_of(&machine.proc(), B, 200), [200]);
+}
+
+#[test]
 fn processes_come_from_the_memory_directory_on_v1_and_below_it() {
     let machine = Machine::new(&[
         ("/", "cg/cpu", "cgroup", "cpu"),

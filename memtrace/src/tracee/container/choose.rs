@@ -1,5 +1,6 @@
 //! Which of the containers that are known is meant. Pure.
 
+use std::cmp::Reverse;
 use std::fmt;
 
 use crate::snapshot::Container;
@@ -106,18 +107,20 @@ pub(super) fn merge(known: &mut Vec<Candidate>, told: Vec<Candidate>) {
     }
 }
 
-/// Those that may have been meant first, then those that run, then by name.
+/// Those that may have been meant first (the name is part of the other, or they begin alike), then
+/// those that run, then by name.
 pub(super) fn sort_by_likeness(wanted: &str, known: &mut [Candidate]) {
     let wanted = wanted.to_lowercase();
-    let start: String = wanted.chars().take(3).collect();
-    let alike = |it: &Candidate| {
-        let named = it.names.iter().map(|name| name.to_lowercase()).any(|name| {
-            !wanted.is_empty()
-                && (name.contains(&wanted) || wanted.contains(&name) || name.starts_with(&start))
-        });
-        named || (wanted.len() >= 2 && it.id.starts_with(&wanted))
+    let likeness = |name: &String| {
+        let name = name.to_lowercase();
+        let part = !wanted.is_empty() && (name.contains(&wanted) || wanted.contains(&name));
+        let begin = name.chars().zip(wanted.chars()).take_while(|(a, b)| a == b).count();
+        (part, begin)
     };
-    known.sort_by_cached_key(|it| (!alike(it), !it.is_running(), it.names.clone(), it.id.clone()));
+    known.sort_by_cached_key(|it| {
+        let best = it.names.iter().chain([&it.id]).map(likeness).max();
+        (Reverse(best), !it.is_running(), it.names.clone(), it.id.clone())
+    });
 }
 
 /// `; there are A, B and 3 more`, or nothing.

@@ -134,7 +134,7 @@ pub async fn find_container(asked: &str) -> Result<ContainerTarget, ContainerErr
 /// The container that process `pid` is in; the innermost where they are nested.
 ///
 /// Runtime and id come from the cgroup path. Name and image are added if a daemon tells them
-/// within half a second, or a state file does.
+/// within half a second, or a state file does; not for a container inside another.
 pub async fn container_of(pid: u32) -> Option<Container> {
     Sources::from_environment().container_of(pid).await
 }
@@ -146,9 +146,13 @@ impl Sources {
         let mut silent = self.unasked.clone();
         let mut denied = None;
         let mut known = Vec::new();
+        let mut answering = Vec::new();
         for engine in &self.engines {
             match engine.list(ASK_TIMEOUT).await {
-                Ok(listed) => merge(&mut known, listed),
+                Ok(listed) => {
+                    answering.push(engine);
+                    merge(&mut known, listed);
+                }
                 Err(error) => {
                     if error.is_denied() {
                         denied.get_or_insert_with(|| engine.socket.clone());
@@ -181,17 +185,18 @@ impl Sources {
                 });
             }
         };
-        self.locate(candidate, &scanned).await
+        self.locate(candidate, &answering, &scanned).await
     }
 
     /// The processes of a container that was chosen.
     async fn locate(
         &self,
         mut candidate: Candidate,
+        engines: &[&Engine],
         scanned: &[cgroup::Contained],
     ) -> Result<ContainerTarget, ContainerError> {
         // The list tells no pid, and its state may be of a moment ago.
-        if let Some(told) = self.inspect(&candidate.id, ASK_TIMEOUT).await {
+        if let Some(told) = inspect(engines, &candidate.id, ASK_TIMEOUT).await {
             candidate.state = told.state.or(candidate.state);
             candidate.pid = told.pid;
         }
@@ -212,26 +217,14 @@ impl Sources {
         Ok(ContainerTarget { container: candidate.into(), first_pid, all_pids })
     }
 
-    /// What the first daemon that knows it says of a container.
-    async fn inspect(&self, id: &str, timeout: Duration) -> Option<Candidate> {
-        for engine in &self.engines {
-            if let Ok(Some(told)) = engine.inspect(id, timeout).await
-                && told.id == id
-            {
-                return Some(told);
-            }
-        }
-        None
-    }
-
     /// See [`container_of`].
     pub async fn container_of(&self, pid: u32) -> Option<Container> {
         let text = cgroup::read_cgroup_file(&self.proc, pid).ok()?;
-        let named = cgroup::containers_of(&text).pop()?;
-        let told = match self.inspect(&named.id, QUICK_TIMEOUT).await {
-            Some(told) => Some(told),
-            None => self.state_files.read().into_iter().find(|it| it.id == named.id),
-        };
+        let mut containers = cgroup::containers_of(&text);
+        let named = containers.pop()?;
+        // A container inside another is not this host's daemons': what they say of an id that a
+        // container chose for a cgroup of its own would be somebody else's name.
+        let told = if containers.is_empty() { self.told_of(&named.id).await } else { None };
         Some(match told {
             Some(told) => told.into(),
             None => Container {
@@ -242,6 +235,26 @@ impl Sources {
             },
         })
     }
+
+    async fn told_of(&self, id: &str) -> Option<Candidate> {
+        let engines: Vec<_> = self.engines.iter().collect();
+        match inspect(&engines, id, QUICK_TIMEOUT).await {
+            Some(told) => Some(told),
+            None => self.state_files.read().into_iter().find(|it| it.id == id),
+        }
+    }
+}
+
+/// What the first daemon that knows it says of a container.
+async fn inspect(engines: &[&Engine], id: &str, timeout: Duration) -> Option<Candidate> {
+    for engine in engines {
+        if let Ok(Some(told)) = engine.inspect(id, timeout).await
+            && told.id == id
+        {
+            return Some(told);
+        }
+    }
+    None
 }
 
 fn from_cgroup(process: &cgroup::Contained) -> Vec<Candidate> {
