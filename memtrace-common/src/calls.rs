@@ -78,6 +78,11 @@ impl Signature {
         (self as u8 >= Self::Mmap as u8) && (self as u8 <= Self::Mprotect as u8)
     }
 
+    /// Takes blocks from an allocator of blocks, or gives them back.
+    pub const fn is_simple(self) -> bool {
+        !self.is_range()
+    }
+
     /// How many integer arguments (RDI, RSI, RDX, RCX, R8, R9) the hook reads at the entry.
     pub const fn arguments(self) -> usize {
         match self {

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub use self::cgroups::CgroupFacts;
 pub use self::examine::examine;
-pub use self::gather::{gather, gather_host};
+pub use self::gather::{gather, gather_host, gather_plain_host};
 pub use self::runtimes::{Answer, RuntimeSocket};
 use crate::plan::host::HostFacts;
 use crate::tracee::capabilities::Capabilities;

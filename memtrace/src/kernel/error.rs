@@ -85,6 +85,21 @@ impl KernelError {
         }
     }
 
+    /// The kernel refused because of missing privileges, not because it cannot.
+    pub fn is_permission(&self) -> bool {
+        let refused =
+            |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
+        match self {
+            Self::Load { source: EbpfError::MapError(MapError::CreateError { io_error, .. }), .. }
+            | Self::Load {
+                source: EbpfError::ProgramError(ProgramError::LoadError { io_error, .. }),
+                ..
+            } => refused(io_error),
+            Self::LoadProgram { source, .. } | Self::Map { source, .. } => refused(source),
+            _ => false,
+        }
+    }
+
     pub(super) fn map(action: &'static str, map: &'static str, source: io::Error) -> Self {
         Self::Map { action, map, source }
     }

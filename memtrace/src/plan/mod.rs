@@ -2,7 +2,6 @@
 //!
 //! Invariant: every allocator entry point found is either probed or listed with a reason.
 
-pub mod host;
 
 use std::path::PathBuf;
 

@@ -16,7 +16,7 @@ use super::recorder::{Readings, Recorder, as_ns, unix_ns};
 use super::space::AddressSpace;
 use super::target::{Target, resolve};
 use crate::cli::RecordArgs;
-use crate::doctor::gather_host;
+use crate::doctor::gather_plain_host;
 use crate::go::{GoReader, open_network_namespace};
 use crate::kernel::{AttachOutcome, Kernel, KernelConfig, Notice};
 use crate::outstanding::ranges::RangeMap;
@@ -74,7 +74,7 @@ impl Session {
     /// Facts → plan → kernel side loaded, with the tables of what is mapped. Attaches nothing.
     fn prepare(args: &RecordArgs, target: Target) -> Result<Self> {
         let pid = target.process.pid();
-        let host = gather_host();
+        let host = gather_plain_host();
         let mut space = AddressSpace::of(&target.process)?;
         for warning in &space.mappings.warnings {
             eprintln!("memtrace: {}", visible(warning));
@@ -206,7 +206,8 @@ impl Session {
     /// Until something ends it; the reason why.
     async fn watch(&mut self, args: &RecordArgs, recorder: &mut Recorder) -> Result<String> {
         let pidfd = self.target.process.pidfd().try_clone_to_owned()?;
-        let exit = AsyncFd::new(pidfd).context("failed to watch the process")?;
+        // SAFETY: the descriptor is owned by what is registered, so it stays open as long.
+        let exit = unsafe { AsyncFd::register(pidfd) }.context("failed to watch the process")?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let end = async {
