@@ -14,6 +14,9 @@
 //!   switches to libc's `malloc` before the stop, but calls it zero times up to there
 //!   (`the_loader_calls_libc_malloc_not_once_before_the_stop` counts). Code that runs earlier by
 //!   design is missed: IFUNC resolvers and `LD_AUDIT` libraries with their private libc.
+//! - `ld.so --audit LIBRARY PROGRAM` as the command itself is held too early, before the program's
+//!   libraries are mapped (glibc 2.36): there the loader's state does not tell the audit library
+//!   from the program's. With `LD_AUDIT` in the environment the stop is right.
 //! - A loader without `_dl_debug_state` is run through to the program's entry point: see
 //!   [`StopPoint`].
 //! - x86-64 programs on x86-64 only.

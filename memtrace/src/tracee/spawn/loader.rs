@@ -66,20 +66,40 @@ pub(super) enum RDebug {
 }
 
 impl RDebug {
-    /// Whether the start-up libraries are mapped and relocated: `r_state` is RT_CONSISTENT and
-    /// there is a list of objects. Without a list it is an `LD_AUDIT` library's private name space
-    /// that was loaded, before the program's own.
-    pub(super) fn is_consistent(self, peek: impl Fn(u64) -> io::Result<u64>) -> io::Result<bool> {
+    /// The loader's `r_state`: 0 is RT_CONSISTENT, 1 is RT_ADD, 2 is RT_DELETE.
+    fn state(self, peek: impl Fn(u64) -> io::Result<u64>) -> io::Result<u32> {
         // struct r_debug { int version; link_map *map; void (*brk)(); int state; void *ldbase; }
-        const R_MAP: u64 = 8;
         const R_STATE: u64 = 24;
         let address = match self {
             RDebug::At(address) => address,
             RDebug::Behind(pointer) => peek(pointer)?,
         };
-        let map = peek(address.wrapping_add(R_MAP))?;
-        let state = peek(address.wrapping_add(R_STATE))?;
-        Ok(map != 0 && state as u32 == 0)
+        Ok(peek(address.wrapping_add(R_STATE))? as u32)
+    }
+}
+
+/// Follows a loader's reports until its start-up libraries are mapped and relocated.
+#[derive(Debug)]
+pub(super) struct Reports {
+    r_debug: RDebug,
+    /// The state reads RT_CONSISTENT before the first change too. musl reports just once, when it
+    /// is done. glibc reports RT_ADD first; reports before that are of `LD_AUDIT` libraries, which
+    /// are loaded into name spaces of their own while the program's state is still its initial 0.
+    adding_seen: bool,
+}
+
+impl Reports {
+    pub(super) fn new(r_debug: RDebug) -> Reports {
+        Reports { r_debug, adding_seen: matches!(r_debug, RDebug::Behind(_)) }
+    }
+
+    /// To be asked once at each report: whether this is the one that says "done".
+    pub(super) fn is_done(&mut self, peek: impl Fn(u64) -> io::Result<u64>) -> io::Result<bool> {
+        const RT_CONSISTENT: u32 = 0;
+        const RT_ADD: u32 = 1;
+        let state = self.r_debug.state(peek)?;
+        self.adding_seen |= state == RT_ADD;
+        Ok(self.adding_seen && state == RT_CONSISTENT)
     }
 }
 
@@ -147,31 +167,42 @@ mod tests {
         assert_eq!(Image::from_auxv(&bytes[..24]), Image::default());
     }
 
-    /// A memory of one struct at 0x1000, and a pointer to it at 0x10.
-    fn memory(map: u64, state: u64) -> impl Fn(u64) -> io::Result<u64> {
+    /// A memory of one struct at 0x1000, whose state is `state`, and a pointer to it at 0x10.
+    fn memory(state: u64) -> impl Fn(u64) -> io::Result<u64> {
         move |address| match address {
             0x10 => Ok(0x1000),
-            0x1008 => Ok(map),
             0x1018 => Ok(state),
             _ => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
+    fn answers(r_debug: RDebug, states: &[u64]) -> Vec<bool> {
+        let mut reports = Reports::new(r_debug);
+        let ask = |state: &u64| reports.is_done(memory(*state)).expect("readable");
+        states.iter().map(ask).collect()
+    }
+
     #[test]
-    fn consistent_means_a_list_of_objects_and_state_zero_whatever_the_padding_holds() {
+    fn glibc_is_done_when_it_is_consistent_after_adding_whatever_the_padding_holds() {
         const PADDING: u64 = 0xdead_beef_0000_0000;
-        for (map, state, done) in [
-            (0x99, 0, true),
-            (0x99, PADDING, true),
-            (0x99, 1, false),
-            (0x99, PADDING | 1, false),
-            (0, 0, false),
-        ] {
-            for r_debug in [RDebug::At(0x1000), RDebug::Behind(0x10)] {
-                let said = r_debug.is_consistent(memory(map, state)).expect("readable");
-                assert_eq!(said, done, "{r_debug:?} {map:#x} {state:#x}");
-            }
+        let at = RDebug::At(0x1000);
+        assert_eq!(answers(at, &[1, 0]), [false, true]);
+        assert_eq!(answers(at, &[PADDING | 1, PADDING]), [false, true]);
+        // Two audit libraries first.
+        assert_eq!(answers(at, &[0, 0, 0, 0, 1, 0]), [false, false, false, false, false, true]);
+        assert_eq!(answers(at, &[2, 0]), [false, false]);
+    }
+
+    #[test]
+    fn musl_is_done_at_its_only_report() {
+        assert_eq!(answers(RDebug::Behind(0x10), &[0]), [true]);
+        assert_eq!(answers(RDebug::Behind(0x10), &[1, 0]), [false, true]);
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_read_is_an_error() {
+        for r_debug in [RDebug::At(0x5000), RDebug::Behind(0x5000)] {
+            assert!(Reports::new(r_debug).is_done(memory(0)).is_err());
         }
-        assert!(RDebug::At(0x5000).is_consistent(memory(1, 0)).is_err());
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::command::Command;
-use super::loader::{self, Image, Rendezvous};
+use super::loader::{self, Image, Rendezvous, Reports};
 use super::trace::{Stop, Tracee};
 use super::{SpawnError, StopPoint, child};
 
@@ -162,7 +162,8 @@ impl Run<'_> {
         rendezvous: Option<Rendezvous>,
         entry: Option<u64>,
     ) -> Result<StopPoint, SpawnError> {
-        let report = match &rendezvous {
+        let mut reports = rendezvous.map(|found| Reports::new(found.r_debug));
+        let report = match rendezvous {
             Some(found) => self.insert(found.function)?,
             None => None,
         };
@@ -173,19 +174,18 @@ impl Run<'_> {
         if report.is_none() && entry.is_none() {
             return Err(SpawnError::NoStopPoint { pid: self.tracee.pid() });
         }
-        let mut reports = 0;
+        let mut reported = 0;
         let point = loop {
             self.pass(0, Tracee::cont)?;
             let at = self.next_breakpoint(&[&report, &entry])?;
             if entry.as_ref().is_some_and(|entry| entry.address == at) {
                 break StopPoint::EntryAfterConstructors;
             }
-            let Some((found, report)) = rendezvous.as_ref().zip(report.as_ref()) else {
+            let Some((reports, report)) = reports.as_mut().zip(report.as_ref()) else {
                 continue;
             };
-            if found
-                .r_debug
-                .is_consistent(|address| self.tracee.peek(address))
+            if reports
+                .is_done(|address| self.tracee.peek(address))
                 .map_err(self.ptrace("read the loader's state"))?
             {
                 break StopPoint::LoaderDone;
@@ -193,9 +193,9 @@ impl Run<'_> {
             let step_over = self.ptrace("step over a breakpoint in the command");
             report.remove(self.tracee).map_err(&step_over)?;
             self.step()?;
-            reports += 1;
+            reported += 1;
             // A loader that never comes to an end of it is left to the entry point.
-            if reports < REPORT_LIMIT {
+            if reported < REPORT_LIMIT {
                 report.put(self.tracee).map_err(&step_over)?;
             }
         };
