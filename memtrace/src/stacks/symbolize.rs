@@ -403,7 +403,7 @@ fn names_of(found: &Symbolized<'_>) -> Vec<Name> {
         return Vec::new();
     }
     let name = |function: &str, info: Option<&symbolize::CodeInfo<'_>>, inlined| Name {
-        function: clean(function),
+        function: if function.is_empty() { "[unnamed]".to_owned() } else { clean(function) },
         file: info.map(|info| clean(&info.to_path().to_string_lossy())),
         line: info.and_then(|info| info.line).filter(|line| *line > 0),
         inlined,
@@ -418,3 +418,7 @@ fn names_of(found: &Symbolized<'_>) -> Vec<Name> {
 #[cfg(test)]
 #[path = "symbolize_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "debug_tests.rs"]
+mod debug_tests;
