@@ -315,3 +315,7 @@ impl Collector {
 #[cfg(test)]
 #[path = "table_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "compiled_tests.rs"]
+mod compiled_tests;
