@@ -26,6 +26,7 @@ const PT_DYNAMIC: u32 = 2;
 const PT_NOTE: u32 = 4;
 const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
 const PF_X: u32 = 1;
+const PF_W: u32 = 2;
 const SHT_NOBITS: u32 = 8;
 pub const SHT_SYMTAB: u32 = 2;
 pub const SHT_RELA: u32 = 4;
@@ -109,6 +110,7 @@ pub struct Segment {
     pub file_size: u64,
     pub memory_size: u64,
     pub executable: bool,
+    pub writable: bool,
 }
 
 /// The loadable segments of an object: all that is needed to place it in an address space.
@@ -250,6 +252,7 @@ impl<'s, S: ByteSource + ?Sized> Elf<'s, S> {
                     file_size,
                     memory_size: u64_at(header, 40),
                     executable: u32_at(header, 4) & PF_X != 0,
+                    writable: u32_at(header, 4) & PF_W != 0,
                 }),
                 PT_GNU_EH_FRAME => self.eh_frame_hdr = Some((vaddr, file_size)),
                 PT_DYNAMIC => self.dynamic = Some((u64_at(header, 8), file_size)),
@@ -482,6 +485,7 @@ mod tests {
             file_size: size,
             memory_size: size,
             executable,
+            writable: false,
         };
         ElfSegments {
             loads: vec![

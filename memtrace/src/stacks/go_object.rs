@@ -4,7 +4,6 @@
 //! not. What is found is checked; what does not fit is `None`, never a guess.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use super::elf::{ByteSource, Elf, SHT_RELA, u64_at};
 use super::pclntab::{PclnTable, Version};
@@ -20,12 +19,13 @@ const MODULE_GOFUNC: [u64; 3] = [344, 320, 304];
 /// Reads words as the dynamic linker leaves them: file bytes, relative relocations applied.
 struct Words<'e, 's, S: ByteSource + ?Sized> {
     elf: &'e Elf<'s, S>,
-    relocated: BTreeMap<u64, u64>,
+    /// (place, value), sorted by place.
+    relocated: Vec<(u64, u64)>,
 }
 
 impl<'e, 's, S: ByteSource + ?Sized> Words<'e, 's, S> {
     fn new(elf: &'e Elf<'s, S>) -> Self {
-        let mut relocated = BTreeMap::new();
+        let mut relocated = Vec::new();
         if elf.is_dynamic {
             let sections: Vec<(u64, u64)> = elf
                 .sections
@@ -39,18 +39,19 @@ impl<'e, 's, S: ByteSource + ?Sized> Words<'e, 's, S> {
                 let Some(bytes) = elf.source().read(offset, size - size % 24) else { continue };
                 for entry in bytes.chunks_exact(24) {
                     if u64_at(entry, 8) == R_X86_64_RELATIVE {
-                        relocated.insert(u64_at(entry, 0), u64_at(entry, 16));
+                        relocated.push((u64_at(entry, 0), u64_at(entry, 16)));
                     }
                 }
             }
         }
+        relocated.sort_unstable();
         Self { elf, relocated }
     }
 
     fn word(&self, vaddr: u64) -> Option<u64> {
-        match self.relocated.get(&vaddr) {
-            Some(value) => Some(*value),
-            None => self.elf.bytes_at(vaddr, 8).map(|bytes| u64_at(&bytes, 0)),
+        match self.relocated.binary_search_by_key(&vaddr, |(place, _)| *place) {
+            Ok(at) => Some(self.relocated[at].1),
+            Err(_) => self.elf.bytes_at(vaddr, 8).map(|bytes| u64_at(&bytes, 0)),
         }
     }
 
@@ -60,11 +61,11 @@ impl<'e, 's, S: ByteSource + ?Sized> Words<'e, 's, S> {
         let mut places: Vec<u64> = self
             .relocated
             .iter()
-            .filter(|(_, value)| **value == target)
+            .filter(|(_, value)| *value == target)
             .map(|(place, _)| *place)
             .take(ENOUGH)
             .collect();
-        for load in self.elf.segments.loads.iter().filter(|load| !load.executable) {
+        for load in self.elf.segments.loads.iter().filter(|load| load.writable) {
             let Some(bytes) = self.elf.bytes_from(load.vaddr) else { continue };
             let skip = (load.vaddr.wrapping_neg() & 7) as usize;
             let words = bytes.get(skip..).unwrap_or_default().chunks_exact(8);
@@ -75,27 +76,46 @@ impl<'e, 's, S: ByteSource + ?Sized> Words<'e, 's, S> {
     }
 }
 
+/// What was found of Go's tables, with what it takes to find the inline trees.
+struct Found<'s> {
+    table: PclnTable<'s>,
+    table_vaddr: u64,
+    inline_trees_at: Vec<u64>,
+}
+
 /// The object's Go table, ready for look-ups by the object's virtual addresses.
 pub fn find_go_table<'s, S: ByteSource + ?Sized>(elf: &Elf<'s, S>) -> Option<PclnTable<'s>> {
+    let mut found = find(elf)?;
+    choose_inline_trees(elf, &mut found);
+    Some(found.table)
+}
+
+/// The same without inline trees: functions only, at a fraction of the cost.
+pub fn find_go_functions<'s, S: ByteSource + ?Sized>(elf: &Elf<'s, S>) -> Option<PclnTable<'s>> {
+    find(elf).map(|found| found.table)
+}
+
+fn find<'s, S: ByteSource + ?Sized>(elf: &Elf<'s, S>) -> Option<Found<'s>> {
     let (table_vaddr, data) = find_pclntab(elf)?;
     let version = Version::of_magic(super::elf::u32_at(&data, 0))?;
     let words = Words::new(elf);
     let module = find_module_data(elf, &words, table_vaddr);
-    let text = match module {
-        Some((_, text)) => text,
-        None => text_start(elf, &data).filter(|_| version != Version::Go116).unwrap_or(0),
+    let text = match (version, module) {
+        (Version::Go116, _) => 0,
+        (_, Some((_, text))) => text,
+        (_, None) => text_start(elf, &data)?,
     };
     if version != Version::Go116 && !elf.segments.is_executable(text) {
         return None;
     }
-    let mut table = PclnTable::parse(data, text)?;
-    if version == Version::Go120 {
-        let by_module = module.iter().flat_map(|(module, _)| {
-            MODULE_GOFUNC.iter().filter_map(|at| words.word(module.wrapping_add(*at)))
-        });
-        choose_inline_trees(elf, &mut table, by_module.collect());
-    }
-    Some(table)
+    let inline_trees_at = match module {
+        Some((module, _)) if version == Version::Go120 => {
+            let places = MODULE_GOFUNC.iter().map(|at| module.wrapping_add(*at));
+            places.filter_map(|at| words.word(at)).collect()
+        }
+        _ => Vec::new(),
+    };
+    Some(Found { table: PclnTable::parse(data, text)?, table_vaddr, inline_trees_at })
 }
 
 fn find_pclntab<'s, S: ByteSource + ?Sized>(elf: &Elf<'s, S>) -> Option<(u64, Cow<'s, [u8]>)> {
@@ -173,18 +193,20 @@ fn text_start<S: ByteSource + ?Sized>(elf: &Elf<'_, S>, table: &[u8]) -> Option<
 }
 
 /// `moduledata.gofunc` moved with Go's versions: takes the candidate whose inline trees fit.
-fn choose_inline_trees<'s, S: ByteSource + ?Sized>(
-    elf: &Elf<'s, S>,
-    table: &mut PclnTable<'s>,
-    candidates: Vec<u64>,
-) {
+fn choose_inline_trees<'s, S: ByteSource + ?Sized>(elf: &Elf<'s, S>, found: &mut Found<'s>) {
     let mut best: Option<(u32, Cow<'s, [u8]>)> = None;
-    for bytes in candidates.into_iter().filter_map(|vaddr| elf.bytes_from(vaddr)) {
-        table.set_inline_trees(bytes.clone());
-        let (right, wrong) = table.check_inline_trees();
+    for vaddr in &found.inline_trees_at {
+        // In executables the line table follows in the same segment, and is far larger.
+        let bytes = match found.table_vaddr.checked_sub(*vaddr) {
+            Some(length) => elf.bytes_at(*vaddr, length).or_else(|| elf.bytes_from(*vaddr)),
+            None => elf.bytes_from(*vaddr),
+        };
+        let Some(bytes) = bytes else { continue };
+        found.table.set_inline_trees(bytes.clone());
+        let (right, wrong) = found.table.check_inline_trees();
         if wrong == 0 && best.as_ref().is_none_or(|(most, _)| right > *most) {
             best = Some((right, bytes));
         }
     }
-    table.set_inline_trees(best.map_or(Cow::Borrowed(&[]), |(_, bytes)| bytes));
+    found.table.set_inline_trees(best.map_or(Cow::Borrowed(&[]), |(_, bytes)| bytes));
 }

@@ -9,7 +9,7 @@
 use memtrace_common::unwind::CfaKind;
 
 use super::elf::{ByteSource, Elf};
-use super::go_object::find_go_table;
+use super::go_object::find_go_functions;
 use super::layout::Covered;
 use super::rules::Rule;
 
@@ -35,7 +35,7 @@ const SIGNAL_RETURN: &[u8] = b"runtime.sigreturn__sigaction";
 pub(crate) fn overlays<S: ByteSource + ?Sized>(elf: &Elf<'_, S>) -> Vec<Covered> {
     let mut found = Vec::new();
     let mut has_crosscall2 = false;
-    if let Some(table) = find_go_table(elf) {
+    if let Some(table) = find_go_functions(elf) {
         for function in table.functions() {
             let name = table.name_bytes(&function);
             let rule = rule_of(name, function.is_top_frame);

@@ -79,7 +79,8 @@ impl SymbolImage {
         if let Some(elf) = with_info {
             let wanted: Vec<&Section> =
                 DEBUG_SECTIONS.iter().filter_map(|name| elf.section(name)).collect();
-            let total: u64 = wanted.iter().map(|section| elf.contents_size(section)).sum();
+            let sizes = wanted.iter().map(|section| elf.contents_size(section));
+            let total = sizes.fold(0, u64::saturating_add);
             if total > max_debug_bytes {
                 debug_bytes_left_out = total;
             } else {

@@ -337,12 +337,10 @@ impl<'d> PclnTable<'d> {
         for step in 0..SAMPLE.min(self.functions) {
             let index = step * (self.functions / SAMPLE.min(self.functions)).max(1);
             let Some(function) = self.function(index) else { continue };
-            for at in [
-                function.start,
-                function.start + (function.end - function.start.min(function.end)) / 2,
-            ] {
+            let size = function.end.saturating_sub(function.start);
+            for quarter in 0..4 {
+                let at = function.start.wrapping_add(size / 4 * quarter);
                 let Some(index) = self.inline_index(&function, at) else { continue };
-                let size = function.end.wrapping_sub(function.start);
                 match self.inlined_call(&function, index) {
                     Some((name, parent)) if u64::from(parent) < size && self.starts_name(name) => {
                         right += 1;
@@ -374,3 +372,7 @@ fn uvarint(rest: &mut &[u8]) -> Option<u32> {
     }
     None
 }
+
+#[cfg(test)]
+#[path = "pclntab_tests.rs"]
+mod tests;

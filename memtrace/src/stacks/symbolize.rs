@@ -27,7 +27,7 @@ use super::elf::{Elf, ElfSegments, FileSource};
 use super::go_object::find_go_table;
 use super::image::SymbolImage;
 use super::pclntab::PclnTable;
-use super::text::clean;
+use super::text::{clean, demangle};
 use crate::snapshot::{AddressNames, Name, ObjectMapping};
 use crate::tracee::MappedFile;
 
@@ -375,6 +375,8 @@ fn qualifies(symbol: &str, name: &str) -> bool {
 fn blazesym_of_our_files() -> symbolize::Symbolizer {
     symbolize::Symbolizer::builder()
         .enable_auto_reload(false)
+        // It takes any name for a mangled one: `h` for `unsigned char`.
+        .enable_demangling(false)
         .set_debug_dirs(Some(std::iter::empty::<PathBuf>()))
         .build()
 }
@@ -403,7 +405,11 @@ fn names_of(found: &Symbolized<'_>) -> Vec<Name> {
         return Vec::new();
     }
     let name = |function: &str, info: Option<&symbolize::CodeInfo<'_>>, inlined| Name {
-        function: clean(function),
+        function: if function.is_empty() {
+            "[unnamed]".to_owned()
+        } else {
+            clean(&demangle(function))
+        },
         file: info.map(|info| clean(&info.to_path().to_string_lossy())),
         line: info.and_then(|info| info.line).filter(|line| *line > 0),
         inlined,
@@ -418,3 +424,7 @@ fn names_of(found: &Symbolized<'_>) -> Vec<Name> {
 #[cfg(test)]
 #[path = "symbolize_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "debug_tests.rs"]
+mod debug_tests;

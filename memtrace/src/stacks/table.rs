@@ -87,7 +87,7 @@ pub fn build_table(elf: &[u8]) -> Result<UnwindTable, TableError> {
 
 /// Builds the table of an object from its open file; reads only the parts that it needs.
 ///
-/// About 10 ns per byte of `.eh_frame`, see `docs`-worthy figures in the `unwind_tables` example.
+/// The example `unwind_tables` prints what it costs per object.
 pub fn build_table_of_file(file: &File) -> Result<UnwindTable, TableError> {
     build_from(&FileSource::new(file)?)
 }
@@ -315,3 +315,7 @@ impl Collector {
 #[cfg(test)]
 #[path = "table_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "compiled_tests.rs"]
+mod compiled_tests;

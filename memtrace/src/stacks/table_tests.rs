@@ -68,9 +68,9 @@ fn section_range<S: ByteSource + ?Sized>(elf: &Elf<'_, S>, name: &str) -> Option
 }
 
 #[derive(Debug, Default)]
-struct Agreement {
+pub(super) struct Agreement {
     equal: u64,
-    by_gimli_only: u64,
+    pub(super) by_gimli_only: u64,
     unsupported: u64,
     uncovered: u64,
 }
@@ -139,7 +139,7 @@ fn step_by_gimli(
 }
 
 /// Compares at the first byte and the middle of every row, and counts what was compared.
-fn compare_with_framehop(bytes: &[u8]) -> Agreement {
+pub(super) fn compare_with_framehop(bytes: &[u8]) -> Agreement {
     let table = build_table(bytes).expect("the object has a table");
     let elf = Elf::parse(bytes).expect("the object is ELF");
     let contents = |name| elf.section(name).and_then(|s| elf.section_bytes(s));
