@@ -1,5 +1,7 @@
 //! Who holds it: native stacks, native mappings, Go allocation sites.
 
+use std::sync::Arc;
+
 use super::Page;
 use super::layout::{cells, keep_end, keep_start, pad_left};
 use crate::outstanding::books::{GrowthBase, RangeLine, StackLine};
@@ -126,9 +128,10 @@ impl Page<'_> {
         self.line(&format!("{rank} {figure}   {facts}"));
     }
 
-    fn frames(&mut self, frames: &[Frame]) {
+    fn frames(&mut self, frames: &[Arc<Frame>]) {
         let shown: Vec<&Frame> = frames
             .iter()
+            .map(Arc::as_ref)
             .filter(|frame| self.options.show_runtime_frames || frame.kind != FrameKind::Glue)
             .collect();
         let room = self.width.saturating_sub(FRAME_INDENT);
