@@ -96,3 +96,65 @@ fn the_own_network_namespace_is_not_entered() {
     let error = open_network_namespace(u32::MAX).unwrap_err();
     assert!(error.contains("/proc/4294967295/ns/net"), "{error}");
 }
+
+/// Truth comes from the program itself: its own `runtime.MemStats` and what it says it holds.
+#[tokio::test]
+#[ignore = "live: needs the Go toolchain"]
+async fn the_books_of_a_running_go_program_equal_what_it_says_of_itself() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    let directory = tempfile::tempdir().unwrap();
+    let source = include_str!("testdata/heapserver.go.txt");
+    std::fs::write(directory.path().join("main.go"), source).unwrap();
+    std::fs::write(directory.path().join("go.mod"), "module heapserver\n\ngo 1.21\n").unwrap();
+    let go = std::env::var_os("MEMTRACE_GO").unwrap_or_else(|| "go".into());
+    let built = Command::new(go)
+        .args(["build", "-o", "heapserver", "."])
+        .current_dir(directory.path())
+        .env("GOPROXY", "off")
+        .env("GOTOOLCHAIN", "local")
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+
+    let mut server = Command::new(directory.path().join("heapserver"))
+        .env("GODEBUG", "memprofilerate=1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    let address: SocketAddr = lines.next().unwrap().unwrap().parse().unwrap();
+    let truth: serde_json::Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+
+    let mut reader = GoReader::new(GoProfileSource::Auto, None);
+    let books = reader.read(|| vec![(address.ip(), address.port())]).await;
+    drop(server.stdin.take());
+    server.wait().unwrap();
+    let Known::Value(books) = books else { panic!("{books:?}") };
+
+    // Every allocation is recorded: what it planted is there to the byte.
+    assert_eq!(books.sample_rate_bytes, 1);
+    let planted = books.stacks.iter().filter(|stack| stack.frames[0].function == "main.plant");
+    let (bytes, objects) = planted.fold((0, 0), |(bytes, objects), stack| {
+        (bytes + stack.inuse_bytes, objects + stack.inuse_objects)
+    });
+    assert_eq!(truth["planted_bytes"], bytes);
+    assert_eq!(truth["planted_objects"], objects);
+    let memory = books.memory.unwrap();
+    let figure = |name: &str| truth[name].as_u64().unwrap();
+    // Serving the request takes memory of its own.
+    for (name, found) in [
+        ("heap_inuse", memory.heap_inuse),
+        ("stack_inuse", memory.stack_inuse),
+        ("sys", memory.sys),
+        ("heap_sys", memory.heap_sys),
+        ("buck_hash_sys", memory.buck_hash_sys),
+    ] {
+        let told = figure(name);
+        assert!(found.abs_diff(told) <= 8 << 20, "{name}: {found}, the program says {told}");
+    }
+    assert!(memory.heap_inuse >= bytes);
+    assert!(memory.num_gc >= figure("num_gc"));
+}

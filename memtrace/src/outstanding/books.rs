@@ -3,15 +3,16 @@
 //! Stacks that read the same (names, files, lines, modules) are one row, whatever their addresses;
 //! the ids of all of them stay with the row. Nothing here formats, and no report adds up.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use memtrace_common::counters::{Loss, Tally};
 use memtrace_common::unwind::WalkEnd;
 
 use super::checks::{Check, checks};
-use super::frames::{Frame, FrameIndex, FrameName, names_of};
+use super::frames::{Frame, FrameIndex, FrameName};
 use super::summary::Summary;
 use crate::snapshot::{RangeOwner, Recording, Snapshot, StackTotals};
 
@@ -49,7 +50,7 @@ pub struct StackLine {
     /// Ascending.
     pub ids: Vec<u64>,
     /// Leaf first. Addresses are those of the first id.
-    pub frames: Vec<Frame>,
+    pub frames: Arc<[Arc<Frame>]>,
     /// `None`: the recording does not define the stack.
     pub end: Option<WalkEnd>,
     pub outstanding: Amount,
@@ -79,7 +80,7 @@ pub struct RangeLine {
     pub owner: RangeOwner,
     pub reserved: bool,
     pub ids: Vec<u64>,
-    pub frames: Vec<Frame>,
+    pub frames: Arc<[Arc<Frame>]>,
     pub bytes: u64,
     pub ranges: u64,
     pub ages_ns: (u64, u64),
@@ -172,7 +173,7 @@ pub struct Librarian<'a> {
 }
 
 struct Group {
-    frames: Vec<Frame>,
+    frames: Arc<[Arc<Frame>]>,
     end: Option<WalkEnd>,
 }
 
@@ -187,26 +188,18 @@ impl<'a> Librarian<'a> {
         ids.sort_unstable();
         ids.dedup();
 
-        let frames: Vec<(u64, Vec<Frame>)> =
-            ids.into_iter().map(|id| (id, index.frames(id))).collect();
-        let mut group_of = HashMap::with_capacity(frames.len());
-        let mut leaders: Vec<usize> = Vec::new();
-        let mut by_name: HashMap<Vec<FrameName<'_>>, usize> = HashMap::with_capacity(frames.len());
-        for (position, (id, of_stack)) in frames.iter().enumerate() {
-            let group = *by_name.entry(names_of(of_stack)).or_insert_with(|| {
-                leaders.push(position);
-                leaders.len() - 1
+        let leaders = fold(&index, &ids);
+        let mut group_of = HashMap::with_capacity(ids.len());
+        let mut groups: Vec<Group> = Vec::new();
+        let mut group_led_by: HashMap<usize, usize> = HashMap::new();
+        for (position, leader) in leaders.into_iter().enumerate() {
+            let group = *group_led_by.entry(leader).or_insert_with(|| {
+                let id = ids[leader];
+                groups.push(Group { frames: index.frames(id).into(), end: index.end(id) });
+                groups.len() - 1
             });
-            group_of.insert(*id, group);
+            group_of.insert(ids[position], group);
         }
-        drop(by_name);
-        let groups = leaders
-            .into_iter()
-            .map(|position| {
-                let (id, frames) = &frames[position];
-                Group { frames: frames.clone(), end: index.end(*id) }
-            })
-            .collect();
         let history = recording.snapshots.iter().map(|at| amounts(&group_of, at)).collect();
         Self { recording, index, group_of, groups, history }
     }
@@ -278,10 +271,13 @@ impl<'a> Librarian<'a> {
                 line
             })
             .collect();
-        stacks.sort_by_cached_key(|line| {
-            let aged = ranked(line.outstanding, line.aged, min_age_ns);
-            let names: Vec<String> = line.frames.iter().map(Frame::label).collect();
-            (Reverse(aged), Reverse(line.outstanding), Reverse(line.allocated), names, line.ids[0])
+        stacks.sort_by(|a, b| {
+            let amounts = |line: &StackLine| {
+                let ranked = ranked(line.outstanding, line.aged, min_age_ns);
+                Reverse((ranked, line.outstanding, line.allocated))
+            };
+            let names = || by_names((&a.frames, &a.ids), (&b.frames, &b.ids));
+            amounts(a).cmp(&amounts(b)).then_with(names)
         });
 
         // The earliest of equal peaks.
@@ -359,12 +355,47 @@ impl<'a> Librarian<'a> {
             line.ids.sort_unstable();
             line.ids.dedup();
         }
-        lines.sort_by_cached_key(|line| {
-            let names: Vec<String> = line.frames.iter().map(Frame::label).collect();
-            (line.owner, line.reserved, Reverse(line.bytes), names, line.ids[0])
+        lines.sort_by(|a, b| {
+            let amounts = |line: &RangeLine| (line.owner, line.reserved, Reverse(line.bytes));
+            let names = || by_names((&a.frames, &a.ids), (&b.frames, &b.ids));
+            amounts(a).cmp(&amounts(b)).then_with(names)
         });
         lines
     }
+}
+
+/// For each stack the position of the first one that reads the same.
+fn fold(index: &FrameIndex<'_>, ids: &[u64]) -> Vec<usize> {
+    let notes: Vec<Option<Frame>> = ids.iter().map(|id| index.note(*id)).collect();
+    // Names as numbers: a stack is compared by forty of them, not by forty strings.
+    let mut numbers: HashMap<FrameName<'_>, u32> = HashMap::new();
+    let mut number = |frame| {
+        let next = numbers.len() as u32;
+        *numbers.entry(Frame::name(frame)).or_insert(next)
+    };
+    let mut at_address: HashMap<u64, Vec<u32>> = HashMap::new();
+    let mut first: HashMap<Vec<u32>, usize> = HashMap::with_capacity(ids.len());
+    let mut leaders = Vec::with_capacity(ids.len());
+    for (position, (id, note)) in ids.iter().zip(&notes).enumerate() {
+        let mut key = Vec::new();
+        for address in index.stack(*id).map_or(&[][..], |stack| &stack.frames[..]) {
+            let numbers = at_address.entry(*address).or_insert_with(|| {
+                index.frames_at(*address).iter().map(|frame| number(frame)).collect()
+            });
+            key.extend_from_slice(numbers);
+        }
+        key.extend(note.as_ref().map(&mut number));
+        leaders.push(*first.entry(key).or_insert(position));
+    }
+    leaders
+}
+
+/// The order of rows that hold the same: by what they read as, then by their first stack.
+fn by_names(a: (&[Arc<Frame>], &[u64]), b: (&[Arc<Frame>], &[u64])) -> Ordering {
+    // Lazily: most rows differ in their first frames.
+    let (left, right) =
+        (a.0.iter().map(|frame| frame.label()), b.0.iter().map(|frame| frame.label()));
+    left.cmp(right).then_with(|| a.1.cmp(b.1))
 }
 
 /// Outstanding amount of every group at one snapshot.

@@ -2,6 +2,7 @@
 //! walk ended. Pure; a stack or a name that is missing is said to be missing.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use memtrace_common::unwind::WalkEnd;
 
@@ -63,7 +64,7 @@ impl Frame {
     }
 
     /// Whether two frames read the same: addresses differ, names and lines do not.
-    fn same_name(&self) -> FrameName<'_> {
+    pub(crate) fn name(&self) -> FrameName<'_> {
         let nameless = self.function.is_none();
         FrameName {
             kind: self.kind,
@@ -91,11 +92,6 @@ pub(crate) struct FrameName<'a> {
     inlined: bool,
 }
 
-/// The key under which stacks are folded together.
-pub(crate) fn names_of(frames: &[Frame]) -> Vec<FrameName<'_>> {
-    frames.iter().map(Frame::same_name).collect()
-}
-
 /// The last component of a path.
 pub fn base_name(path: &str) -> &str {
     path.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or(path)
@@ -107,16 +103,25 @@ pub struct FrameIndex<'a> {
     stacks: HashMap<u64, &'a StackDef>,
     names: HashMap<u64, &'a AddressNames>,
     objects: Vec<&'a Object>,
+    /// Of every address in a stack: stacks share far more frames than they differ in.
+    frames: HashMap<u64, Vec<Arc<Frame>>>,
 }
 
 impl<'a> FrameIndex<'a> {
     pub fn new(recording: &'a Recording) -> Self {
-        Self {
+        let mut index = Self {
             stacks: recording.stacks.iter().map(|stack| (stack.id, stack)).collect(),
             // An address named twice was mapped twice: the later name is that of what is mapped.
             names: recording.names.iter().map(|names| (names.address, names)).collect(),
             objects: recording.header.tracee.objects.iter().chain(&recording.new_objects).collect(),
+            frames: HashMap::new(),
+        };
+        let mut frames = HashMap::new();
+        for address in recording.stacks.iter().flat_map(|stack| &stack.frames) {
+            frames.entry(*address).or_insert_with(|| index.resolve(*address));
         }
+        index.frames = frames;
+        index
     }
 
     pub fn objects(&self) -> &[&'a Object] {
@@ -157,8 +162,12 @@ impl<'a> FrameIndex<'a> {
         }
     }
 
-    /// The frames of one address, innermost first; at least one.
-    pub fn frames_at(&self, address: u64) -> Vec<Frame> {
+    /// The frames of an address that stands in a stack, innermost first; at least one.
+    pub fn frames_at(&self, address: u64) -> &[Arc<Frame>] {
+        self.frames.get(&address).map_or(&[], Vec::as_slice)
+    }
+
+    fn resolve(&self, address: u64) -> Vec<Arc<Frame>> {
         let (module, module_offset) = match self.object(address) {
             Some((index, offset)) => (self.objects.get(index).map(|o| o.path.clone()), offset),
             None => (None, None),
@@ -174,22 +183,24 @@ impl<'a> FrameIndex<'a> {
             address: Some(address),
         };
         match self.names(address).map(|names| &names.names[..]) {
-            None | Some([]) => vec![frame(None)],
-            Some(names) => names.iter().map(|name| frame(Some(name))).collect(),
+            None | Some([]) => vec![Arc::new(frame(None))],
+            Some(names) => names.iter().map(|name| Arc::new(frame(Some(name)))).collect(),
         }
     }
 
     /// The whole stack, leaf first; where it is not whole, the last frame says why.
-    pub fn frames(&self, id: u64) -> Vec<Frame> {
-        let Some(stack) = self.stack(id) else {
-            return vec![Frame::note("[stack not in the recording]")];
-        };
-        let mut frames: Vec<Frame> =
-            stack.frames.iter().flat_map(|address| self.frames_at(*address)).collect();
-        if let Some(text) = self.end_note(stack) {
-            frames.push(Frame::note(text));
+    pub fn frames(&self, id: u64) -> Vec<Arc<Frame>> {
+        let addresses = self.stack(id).map_or(&[][..], |stack| &stack.frames[..]);
+        let frames = addresses.iter().flat_map(|address| self.frames_at(*address)).cloned();
+        frames.chain(self.note(id).map(Arc::new)).collect()
+    }
+
+    /// What is missing of a stack, as its outermost frame.
+    pub fn note(&self, id: u64) -> Option<Frame> {
+        match self.stack(id) {
+            None => Some(Frame::note("[stack not in the recording]")),
+            Some(stack) => self.end_note(stack).map(Frame::note),
         }
-        frames
     }
 
     fn end_note(&self, stack: &StackDef) -> Option<String> {
@@ -264,7 +275,7 @@ mod tests {
 
     fn labels(id: u64) -> Vec<String> {
         let recording = recording();
-        FrameIndex::new(&recording).frames(id).iter().map(Frame::label).collect()
+        FrameIndex::new(&recording).frames(id).iter().map(|frame| frame.label()).collect()
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::{ReportError, ReportOptions};
 use crate::outstanding::books::{
     Amount, Books, CounterLine, Growth, Librarian, RangeLine, StackLine,
 };
+use crate::outstanding::checks::Check;
 use crate::outstanding::frames::{Frame, FrameKind};
 use crate::outstanding::summary::{GoCounted, Summary};
 use crate::snapshot::{GoBooks, Header, Known, Name, RangeOwner};
@@ -97,44 +98,60 @@ impl Serialize for Document<'_, '_> {
     }
 }
 
-/// One snapshot at a time, so that the report of a long recording does not hold all books at once.
+/// One snapshot at a time, and in it one row at a time: a report may be far larger than its books.
 struct Snapshots<'a, 'r>(&'a Librarian<'r>);
 
 impl Serialize for Snapshots<'_, '_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let positions = 0..self.0.recording().snapshots.len();
-        serializer.collect_seq(
-            positions.filter_map(|position| self.0.books(position, None)).map(|books| told(&books)),
-        )
+        serializer
+            .collect_seq(positions.filter_map(|position| self.0.books(position, None)).map(Told))
     }
 }
 
-fn told(books: &Books<'_>) -> Value {
-    let at = books.snapshot;
-    let (go, go_reason) = parted(&at.go, go_books);
-    let (process, process_reason) = parted(&at.process, |process| json!(process));
-    json!({
-        "sequence": at.sequence,
-        "unix_ns": at.unix_ns,
-        "elapsed_ns": at.elapsed_ns,
-        "moving": at.moving,
-        "read_ns": at.read_ns,
-        "ended": at.ended,
-        "native": native(books),
-        "go": go,
-        "go_reason": go_reason,
-        "process": process,
-        "process_reason": process_reason,
-        "summary": summary(&books.summary),
-        "checks": books.checks.iter().map(|check| json!({
-            "name": check.name,
-            "law": check.law,
-            "holds": check.holds,
-            "left": number(check.left),
-            "right": number(check.right),
-        })).collect::<Vec<_>>(),
-        "self": at.own,
-    })
+struct Told<'r>(Books<'r>);
+
+impl Serialize for Told<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(books) = self;
+        let at = books.snapshot;
+        let (go, go_reason) = parted(&at.go, go_books);
+        let (process, process_reason) = parted(&at.process, |process| json!(process));
+        let checks = |check: &Check| {
+            json!({
+                "name": check.name,
+                "law": check.law,
+                "holds": check.holds,
+                "left": number(check.left),
+                "right": number(check.right),
+            })
+        };
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("sequence", &at.sequence)?;
+        map.serialize_entry("unix_ns", &at.unix_ns)?;
+        map.serialize_entry("elapsed_ns", &at.elapsed_ns)?;
+        map.serialize_entry("moving", &at.moving)?;
+        map.serialize_entry("read_ns", &at.read_ns)?;
+        map.serialize_entry("ended", &at.ended)?;
+        map.serialize_entry("native", &Native(books))?;
+        map.serialize_entry("go", &go)?;
+        map.serialize_entry("go_reason", &go_reason)?;
+        map.serialize_entry("process", &process)?;
+        map.serialize_entry("process_reason", &process_reason)?;
+        map.serialize_entry("summary", &summary(&books.summary))?;
+        map.serialize_entry("checks", &Rows(&books.checks, checks))?;
+        map.serialize_entry("self", &at.own)?;
+        map.end()
+    }
+}
+
+/// Rows told one after the other.
+struct Rows<'a, T, F>(&'a [T], F);
+
+impl<T, F: Fn(&T) -> Value> Serialize for Rows<'_, T, F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(&self.1))
+    }
 }
 
 /// JSON numbers that every reader holds; beyond, a hostile recording saturates.
@@ -160,38 +177,54 @@ fn counters(lines: &[CounterLine]) -> BTreeMap<&str, u64> {
     lines.iter().map(|line| (line.label.as_str(), line.count)).collect()
 }
 
-fn native(books: &Books<'_>) -> Value {
-    let ranges = |owner: RangeOwner, reserved: bool| {
-        let wanted = |line: &&RangeLine| line.owner == owner && line.reserved == reserved;
-        let lines = books.ranges.iter().filter(wanted);
-        lines.fold(0u64, |sum, line| sum.saturating_add(line.bytes))
-    };
-    json!({
-        "outstanding": amount(books.outstanding),
-        "allocated": amount(books.allocated),
-        "freed": amount(books.freed),
-        "aged": books.aged.map(amount),
-        "truncated": amount(books.truncated),
-        "peak": { "bytes": books.peak_bytes, "elapsed_ns": books.peak_elapsed_ns },
-        "growth": growth(books.growth),
-        "growth_since": {
+struct Native<'a, 'r>(&'a Books<'r>);
+
+impl Serialize for Native<'_, '_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(books) = self;
+        let since = json!({
             "sequence": books.growth_base.sequence,
             "elapsed_ns": books.growth_base.elapsed_ns,
-        },
-        "stacks": books.stacks.iter().map(stack).collect::<Vec<_>>(),
-        "ranges": {
-            "bytes": books.summary.native_ranges,
-            "reserved_bytes": books.summary.reserved,
-            "thread_stack_bytes": books.summary.thread_stacks,
-            "allocator_internal_bytes": ranges(RangeOwner::AllocatorInternal, false),
-            "go_runtime_bytes": ranges(RangeOwner::GoRuntime, false),
-            "file_bytes": ranges(RangeOwner::File, false),
-            "stacks": books.ranges.iter().map(range).collect::<Vec<_>>(),
-        },
-        "losses": counters(&books.losses),
-        "tallies": counters(&books.tallies),
-        "hits": books.snapshot.native.hits,
-    })
+        });
+        let peak = json!({ "bytes": books.peak_bytes, "elapsed_ns": books.peak_elapsed_ns });
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("outstanding", &amount(books.outstanding))?;
+        map.serialize_entry("allocated", &amount(books.allocated))?;
+        map.serialize_entry("freed", &amount(books.freed))?;
+        map.serialize_entry("aged", &books.aged.map(amount))?;
+        map.serialize_entry("truncated", &amount(books.truncated))?;
+        map.serialize_entry("peak", &peak)?;
+        map.serialize_entry("growth", &growth(books.growth))?;
+        map.serialize_entry("growth_since", &since)?;
+        map.serialize_entry("stacks", &Rows(&books.stacks, stack))?;
+        map.serialize_entry("ranges", &Ranges(books))?;
+        map.serialize_entry("losses", &counters(&books.losses))?;
+        map.serialize_entry("tallies", &counters(&books.tallies))?;
+        map.serialize_entry("hits", &books.snapshot.native.hits)?;
+        map.end()
+    }
+}
+
+struct Ranges<'a, 'r>(&'a Books<'r>);
+
+impl Serialize for Ranges<'_, '_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(books) = self;
+        let of = |owner: RangeOwner| {
+            let wanted = |line: &&RangeLine| line.owner == owner && !line.reserved;
+            let lines = books.ranges.iter().filter(wanted);
+            lines.fold(0u64, |sum, line| sum.saturating_add(line.bytes))
+        };
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("bytes", &books.summary.native_ranges)?;
+        map.serialize_entry("reserved_bytes", &books.summary.reserved)?;
+        map.serialize_entry("thread_stack_bytes", &books.summary.thread_stacks)?;
+        map.serialize_entry("allocator_internal_bytes", &of(RangeOwner::AllocatorInternal))?;
+        map.serialize_entry("go_runtime_bytes", &of(RangeOwner::GoRuntime))?;
+        map.serialize_entry("file_bytes", &of(RangeOwner::File))?;
+        map.serialize_entry("stacks", &Rows(&books.ranges, range))?;
+        map.end()
+    }
 }
 
 fn stack(line: &StackLine) -> Value {
@@ -209,7 +242,7 @@ fn stack(line: &StackLine) -> Value {
         "peak_bytes": line.peak_bytes,
         "complete": line.is_complete(),
         "ids": line.ids.iter().map(hexadecimal).collect::<Vec<_>>(),
-        "frames": line.frames.iter().map(frame).collect::<Vec<_>>(),
+        "frames": line.frames.iter().map(|at| frame(at)).collect::<Vec<_>>(),
     })
 }
 
@@ -222,7 +255,7 @@ fn range(line: &RangeLine) -> Value {
         "youngest_age_ns": line.ages_ns.0,
         "oldest_age_ns": line.ages_ns.1,
         "ids": line.ids.iter().map(hexadecimal).collect::<Vec<_>>(),
-        "frames": line.frames.iter().map(frame).collect::<Vec<_>>(),
+        "frames": line.frames.iter().map(|at| frame(at)).collect::<Vec<_>>(),
     })
 }
 

@@ -39,7 +39,8 @@ pub struct ReportOptions {
     pub snapshot: Option<u32>,
     /// `sequence` of the snapshot to tell growth since; the first one by default.
     pub since: Option<u32>,
-    /// Stacks in the text report. The other formats always hold all.
+    /// Most stacks in the text report, which sums up those below 0.05 %. The other formats always
+    /// hold all.
     pub top: usize,
     /// Columns of the text report, at least 40.
     pub width: usize,

@@ -14,7 +14,7 @@ use super::sanitize::visible;
 use super::{ReportError, ReportOptions};
 use crate::go::profile_proto as proto;
 use crate::outstanding::books::{Books, Librarian};
-use crate::outstanding::frames::{FrameIndex, FrameKind};
+use crate::outstanding::frames::FrameIndex;
 use crate::snapshot::GoBooks;
 
 pub(super) fn render(
@@ -199,7 +199,7 @@ impl<'a, 'r> Builder<'a, 'r> {
             .map(|(depth, address)| self.address_location(*address, depth == 0))
             .collect();
         // A walk that ended early says so as the outermost frame.
-        let note = self.index.frames(stack).pop().filter(|frame| frame.kind == FrameKind::Note);
+        let note = self.index.note(stack);
         locations.extend(note.map(|note| self.named_location(&note.label(), "", None)));
         locations
     }
@@ -213,7 +213,8 @@ impl<'a, 'r> Builder<'a, 'r> {
         }
         let mapping = self.mapping_of(shown);
         let mut line = Vec::new();
-        for frame in self.index.frames_at(address) {
+        let index = self.index;
+        for frame in index.frames_at(address) {
             let Some(function) = frame.function.as_deref() else { continue };
             let file = frame.file.as_deref().unwrap_or("");
             let function_id = self.function(function, file);

@@ -329,6 +329,38 @@ fn runtime_frames_are_folded_unless_asked_for() {
 }
 
 #[test]
+fn stacks_beyond_the_top_or_too_small_to_read_are_summed_up() {
+    let recording = recording();
+    let shown = text(&recording, &ReportOptions::default());
+    assert!(!shown.contains("xmlStrndup"));
+    assert!(shown.contains("1 more stack holds 370 B"), "{shown}");
+    let shown = text(&recording, &ReportOptions { top: 1, ..ReportOptions::default() });
+    assert!(shown.contains("6 more stacks hold 9.4 MiB (33.6 % the largest)"), "{shown}");
+}
+
+#[test]
+fn the_document_of_the_json_names_every_key() {
+    fn keys(value: &Value, found: &mut std::collections::BTreeSet<String>) {
+        match value {
+            Value::Object(map) => map.iter().for_each(|(key, value)| {
+                found.insert(key.clone());
+                keys(value, found);
+            }),
+            Value::Array(rows) => rows.iter().for_each(|row| keys(row, found)),
+            _ => {}
+        }
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/json.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let mut found = std::collections::BTreeSet::new();
+    keys(&json(&recording()), &mut found);
+    assert!(found.len() > 100, "{found:?}");
+    let missing: Vec<_> =
+        found.iter().filter(|key| !document.contains(&format!("`{key}`"))).collect();
+    assert!(missing.is_empty(), "docs/json.md does not name {missing:?}");
+}
+
+#[test]
 fn pprof_has_gos_sample_types_and_merges_its_heap_on_request() {
     let recording = recording();
     let native = pprof(&recording, &ReportOptions::default());

@@ -1,5 +1,7 @@
 //! Who holds it: native stacks, native mappings, Go allocation sites.
 
+use std::sync::Arc;
+
 use super::Page;
 use super::layout::{cells, keep_end, keep_start, pad_left};
 use crate::outstanding::books::{GrowthBase, RangeLine, StackLine};
@@ -8,6 +10,8 @@ use crate::report::numbers::{ages, bytes, count, duration, grouped, rate};
 use crate::report::sanitize::visible;
 use crate::snapshot::RangeOwner;
 
+/// Stacks below 0.05 % would read 0.0 %: they are summed up.
+const SMALLEST_SHARE: f64 = 0.0005;
 const FRAME_INDENT: usize = 6;
 
 impl Page<'_> {
@@ -47,21 +51,27 @@ impl Page<'_> {
 
         let held: Vec<&StackLine> =
             books.stacks.iter().filter(|line| books.ranked(line).blocks > 0).collect();
-        for (rank, line) in held.iter().take(self.options.top).enumerate() {
-            self.stack(rank + 1, line);
-        }
         if held.is_empty() {
             self.paragraph(2, "No stack holds anything.");
+            return;
         }
-        let rest = held.get(self.options.top..).unwrap_or_default();
-        if !rest.is_empty() {
+        // Rows are sorted: what is too small to read stands at the end. One row is always shown.
+        let worth_reading =
+            held.partition_point(|line| line.share >= SMALLEST_SHARE).max(1).min(self.options.top);
+        for (rank, line) in held.iter().take(worth_reading).enumerate() {
+            self.stack(rank + 1, line);
+        }
+        let rest = &held[worth_reading..];
+        if let Some(largest) = rest.first() {
             let rest_bytes =
                 rest.iter().fold(0u64, |sum, line| sum.saturating_add(books.ranked(line).bytes));
             self.blank();
             let text = format!(
-                "{} more hold {}: --top shows more, --json and --pprof all.",
-                count(rest.len() as u64, "stack"),
-                bytes(rest_bytes)
+                "{} more {} {} ({:.1} % the largest): --top shows more, JSON and pprof all.",
+                grouped(rest.len() as u64),
+                if rest.len() == 1 { "stack holds" } else { "stacks hold" },
+                bytes(rest_bytes),
+                largest.share * 100.0
             );
             self.paragraph(2, &text);
         }
@@ -118,9 +128,10 @@ impl Page<'_> {
         self.line(&format!("{rank} {figure}   {facts}"));
     }
 
-    fn frames(&mut self, frames: &[Frame]) {
+    fn frames(&mut self, frames: &[Arc<Frame>]) {
         let shown: Vec<&Frame> = frames
             .iter()
+            .map(Arc::as_ref)
             .filter(|frame| self.options.show_runtime_frames || frame.kind != FrameKind::Glue)
             .collect();
         let room = self.width.saturating_sub(FRAME_INDENT);
