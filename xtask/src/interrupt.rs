@@ -3,25 +3,22 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-static WATCHED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note(_signal: libc::c_int) {
+    INTERRUPTED.store(true, Ordering::SeqCst);
+}
 
 /// From now on SIGINT, SIGTERM and SIGHUP end the work through [`check`] and not the process.
-/// Children are started with no signal blocked. Call it before other threads are started.
+/// Children have the default again: a handler does not survive their exec, as a mask would.
 pub fn watch() -> Result<()> {
-    if WATCHED.swap(true, Ordering::SeqCst) {
-        return Ok(());
+    let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler does nothing but store to an atomic.
+        unsafe { sigaction(signal, &action) }.with_context(|| format!("handle {signal}"))?;
     }
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
-    signals.thread_block().context("block signals")?;
-    std::thread::spawn(move || {
-        while let Ok(signal) = signals.wait() {
-            eprintln!("\n{signal}: cleaning up");
-            INTERRUPTED.store(true, Ordering::SeqCst);
-        }
-    });
     Ok(())
 }
 

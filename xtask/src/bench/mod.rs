@@ -111,7 +111,7 @@ impl Bench {
         let mut plain = Subject::start(Command::new(&self.pairs).arg(depth.to_string()))?;
         let mut heaptracked = Subject::start(
             Command::new("heaptrack")
-                .args(["--record-only", "-o"])
+                .args(["--raw", "-o"])
                 .arg(self.directory.join("heaptrack"))
                 .arg(&self.pairs)
                 .arg(depth.to_string()),
