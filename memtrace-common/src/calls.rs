@@ -199,11 +199,17 @@ pub fn request(signature: Signature, args: [u64; 3]) -> Request {
     Request { size, old, out }
 }
 
-/// `n · size`, saturating: without the 128-bit product that BPF lacks.
+/// `n · size`, saturating; by halves, as BPF has no 128-bit product.
 #[inline(always)]
 fn product(n: u64, size: u64) -> u64 {
-    let product = n.wrapping_mul(size);
-    if (n | size) >> 32 != 0 && size != 0 && product / size != n { u64::MAX } else { product }
+    let (big, small) = if n > size { (n, size) } else { (size, n) };
+    let upper = (big >> 32) * (small & 0xffff_ffff);
+    if small >> 32 != 0 || upper >> 32 != 0 {
+        return u64::MAX;
+    }
+    let lower = (big & 0xffff_ffff) * small;
+    let sum = lower.wrapping_add(upper << 32);
+    if sum < lower { u64::MAX } else { sum }
 }
 
 /// What a returned call did.

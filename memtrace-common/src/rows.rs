@@ -34,7 +34,7 @@ pub struct BlockRow {
     /// As asked for by the caller.
     pub size: u64,
     pub stack: u64,
-    /// `CLOCK_MONOTONIC`, to the granularity of the timer tick.
+    /// `CLOCK_MONOTONIC`
     pub time_ns: u64,
 }
 

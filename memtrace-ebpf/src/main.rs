@@ -1,10 +1,79 @@
+//! memtrace's kernel side: a table of contents, one thin entry point per hook.
+//!
+//! | hook | program | does |
+//! |---|---|---|
+//! | allocator entry | `call_entry` | takes the stack, remembers the request |
+//! | allocator return | `call_return` | puts the block into the books |
+//! | deallocator entry | `free_entry` | takes the block out of the books |
+//! | mmap family entry | `range_entry` | remembers the arguments |
+//! | mmap family return | `range_return` | sends the event |
+//! | thread exit, exec | `thread_exit`, `exec` | clears what is in flight, tells the user side |
+//!
+//! Programs sleep never, store nothing per CPU but counters, and act only on processes in
+//! `PROCESSES` while `CONFIG.armed` is set.
 #![no_std]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "the BPF target's AtomicU64 has no fetch_add")]
 #![no_main]
-use aya_ebpf::{macros::uprobe, programs::ProbeContext};
+
+mod calls;
+mod count;
+mod hook;
+mod maps;
+mod ranges;
+mod tasks;
+mod unwind;
+
+use aya_ebpf::macros::{raw_tracepoint, uprobe, uretprobe};
+use aya_ebpf::programs::{ProbeContext, RawTracePointContext, RetProbeContext};
+
 #[uprobe]
-pub fn x(_c: ProbeContext) -> u32 { 0 }
+pub fn call_entry(ctx: ProbeContext) -> u32 {
+    calls::enter(&ctx);
+    0
+}
+
+#[uretprobe]
+pub fn call_return(ctx: RetProbeContext) -> u32 {
+    calls::leave(&ctx);
+    0
+}
+
+#[uprobe]
+pub fn free_entry(ctx: ProbeContext) -> u32 {
+    calls::free(&ctx);
+    0
+}
+
+#[uprobe]
+pub fn range_entry(ctx: ProbeContext) -> u32 {
+    ranges::enter(&ctx);
+    0
+}
+
+#[uretprobe]
+pub fn range_return(ctx: RetProbeContext) -> u32 {
+    ranges::leave(&ctx);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn thread_exit(ctx: RawTracePointContext) -> i32 {
+    tasks::exit(&ctx);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn exec(ctx: RawTracePointContext) -> i32 {
+    tasks::exec(&ctx);
+    0
+}
+
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! { loop {} }
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

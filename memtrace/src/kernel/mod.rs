@@ -1,1 +1,136 @@
-//! To be filled.
+//! The kernel edge: the only module that names aya. Load, attach, feed, read; decide nothing.
+//!
+//! Promise: what was attached equals the plan or the difference is reported; nothing is pinned, so
+//! nothing remains after a drop, nor after SIGKILL; reading never stops the tracee.
+//!
+//! Order of use: [`Kernel::load`], [`Kernel::append_unwind_rows`], [`Kernel::set_process`],
+//! [`Kernel::attach`], [`Kernel::arm`]; then [`Kernel::drain_ring`], [`Kernel::snapshot`],
+//! [`Kernel::new_stacks`] as often as wished; [`Kernel::disarm`], [`Kernel::detach`].
+
+mod attach;
+mod cost;
+mod error;
+pub mod features;
+mod load;
+mod read;
+mod ring;
+mod sys;
+mod tables;
+
+use std::collections::{BTreeMap, HashSet};
+use std::os::fd::OwnedFd;
+
+use aya::Ebpf;
+use aya::maps::{MapData, RingBuf};
+use aya::programs::raw_trace_point::RawTracePointLink;
+use memtrace_common::rows::{
+    BlockKey, BlockRow, ConfigRow, NoticedKey, ProcessRow, StackRow, TotalsKey, TotalsRow,
+};
+
+pub use attach::{AttachOutcome, AttachReport};
+pub use cost::KernelCost;
+pub use error::KernelError;
+pub use load::LogReader;
+pub use read::{KernelSnapshot, ProcessTotals, StoredStack};
+pub use ring::{Drained, Notice, RangeEvent};
+
+/// The limits of the kernel side, and what each costs in bytes of kernel memory.
+///
+/// Nothing but the hash maps' buckets (16 bytes for each entry of the limit, rounded up to a power
+/// of two), the unwind rows and the ring is allocated before it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelConfig {
+    /// Live blocks of all traced processes: 16 bytes each at once, 96 more while a block lives.
+    pub max_blocks: u32,
+    /// Distinct stacks: 32 bytes each at once, about 2.2 KiB more for each stack seen.
+    pub max_stacks: u32,
+    /// Threads with a call behind them: 16 bytes each at once, 2 KiB more for each living thread.
+    pub max_threads: u32,
+    /// The ring of mmap events and notices; a power of two of at least a page. All at once.
+    pub ring_bytes: u32,
+    /// Unwind rows: 8 bytes each, at once.
+    pub max_unwind_rows: u32,
+    /// Diagnostics of the kernel side, read by [`Kernel::take_log_reader`].
+    pub verbose: bool,
+    /// Have the kernel count the time in BPF programs (of the whole host) while memtrace runs.
+    pub count_bpf_time: bool,
+}
+
+impl Default for KernelConfig {
+    /// About 32 MiB for blocks, 8 MiB for unwind rows, 3 MiB for the rest, before use.
+    fn default() -> Self {
+        Self {
+            max_blocks: 1 << 21,
+            max_stacks: 1 << 16,
+            max_threads: 1 << 15,
+            ring_bytes: 1 << 20,
+            max_unwind_rows: 1 << 20,
+            verbose: false,
+            count_bpf_time: true,
+        }
+    }
+}
+
+/// The loaded kernel side. Dropping it detaches everything.
+pub struct Kernel {
+    entries: Vec<attach::ProbeLink>,
+    returns: Vec<attach::ProbeLink>,
+    tracepoints: Vec<RawTracePointLink>,
+    ring: RingBuf<MapData>,
+    held: ring::Held,
+    config: RawMap<u32, ConfigRow>,
+    config_row: ConfigRow,
+    processes: RawMap<u32, ProcessRow>,
+    blocks: RawMap<BlockKey, BlockRow>,
+    stacks: RawMap<u64, StackRow>,
+    totals: RawMap<TotalsKey, TotalsRow>,
+    noticed: RawMap<NoticedKey, u32>,
+    rows: tables::RowsMapping,
+    generation: u32,
+    /// Stack ids met and not delivered yet, delivered before, by the process they belong to.
+    wanted_stacks: BTreeMap<u64, u32>,
+    delivered_stacks: HashSet<u64>,
+    probe_count: usize,
+    stats: Option<OwnedFd>,
+    /// Keeps programs and maps.
+    ebpf: Ebpf,
+}
+
+use sys::RawMap;
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("links", &(self.entries.len() + self.returns.len()))
+            .field("probes", &self.probe_count)
+            .field("armed", &self.config_row.armed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    /// From now on the probes act: each program looks at this first.
+    pub fn arm(&mut self) -> Result<(), KernelError> {
+        self.set_armed(1)
+    }
+
+    /// From now on the probes do nothing, whether or not they are attached.
+    pub fn disarm(&mut self) -> Result<(), KernelError> {
+        self.set_armed(0)
+    }
+
+    fn set_armed(&mut self, armed: u32) -> Result<(), KernelError> {
+        self.config_row.armed = armed;
+        self.config
+            .insert(&0, &self.config_row)
+            .map_err(|source| KernelError::map("write", "CONFIG", source))
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        // A failure leaves the programs armed for the moment that detaching takes.
+        let _ = self.disarm();
+        self.detach();
+    }
+}

@@ -1,0 +1,123 @@
+//! What every probe does first: is it armed, whose call is it, where does the thread stand.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{BPF_NOEXIST, pt_regs};
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_probe_read_user};
+use memtrace_common::calls::Cookie;
+use memtrace_common::counters::{Loss, Tally};
+use memtrace_common::rows::{ConfigRow, ProcessRow, ThreadRow};
+
+use crate::count::Counters;
+use crate::maps::{CONFIG, FRESH_THREAD, PROCESSES, THREADS};
+
+/// An armed probe that was hit.
+pub struct Hook {
+    pub regs: *const pt_regs,
+    pub counters: Counters,
+    pub config: &'static ConfigRow,
+    /// `tgid << 32 | tid`
+    pub thread_id: u64,
+    pub cookie: Cookie,
+}
+
+impl Hook {
+    /// `None`: not armed, and counted.
+    #[inline(always)]
+    pub fn arrive(ctx: &impl EbpfContext) -> Option<Self> {
+        let counters = Counters::get()?;
+        let config = CONFIG.get(0)?;
+        if config.armed == 0 {
+            counters.tally(Tally::UnarmedHits);
+            return None;
+        }
+        let thread_id = bpf_get_current_pid_tgid();
+        // SAFETY: the context is the program's own.
+        let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
+        Some(Self { regs: ctx.as_ptr().cast(), counters, config, thread_id, cookie })
+    }
+
+    #[inline(always)]
+    pub fn tgid(&self) -> u32 {
+        (self.thread_id >> 32) as u32
+    }
+
+    /// The thread's row, where it has one: then its process is traced.
+    #[inline(always)]
+    pub fn known_thread(&self) -> Option<&'static mut ThreadRow> {
+        // SAFETY: only the thread itself uses its row, and it is removed at the thread's exit.
+        THREADS.get_ptr_mut(self.thread_id).map(|row| unsafe { &mut *row })
+    }
+
+    /// The mappings of the thread's process. `None`: not traced, and counted.
+    #[inline(always)]
+    pub fn process(&self) -> Option<&'static ProcessRow> {
+        // SAFETY: read only; a row replaced meanwhile is noticed by its generation.
+        let process = unsafe { PROCESSES.get(self.tgid()) };
+        if process.is_none() {
+            self.counters.tally(Tally::ForeignHits);
+        }
+        process
+    }
+
+    /// The thread's row, made at its first call. `None`: there is no room, and counted.
+    #[inline(always)]
+    pub fn thread(&self) -> Option<&'static mut ThreadRow> {
+        if let Some(thread) = self.known_thread() {
+            return Some(thread);
+        }
+        let fresh = FRESH_THREAD.get(0)?;
+        let inserted = THREADS.insert(self.thread_id, fresh, BPF_NOEXIST.into());
+        let thread = self.known_thread();
+        if inserted.is_err() || thread.is_none() {
+            self.counters.lose(Loss::ThreadStateFull);
+        }
+        thread
+    }
+
+    #[inline(always)]
+    pub fn sp(&self) -> u64 {
+        // SAFETY: the context of a uprobe is the tracee's registers.
+        unsafe { (*self.regs).rsp }
+    }
+
+    /// The first three arguments.
+    #[inline(always)]
+    pub fn args(&self) -> [u64; 3] {
+        // SAFETY: as in `sp`.
+        unsafe { [(*self.regs).rdi, (*self.regs).rsi, (*self.regs).rdx] }
+    }
+
+    /// All six arguments that travel in registers.
+    #[inline(always)]
+    pub fn all_args(&self) -> [u64; 6] {
+        let [a, b, c] = self.args();
+        // SAFETY: as in `sp`.
+        unsafe { [a, b, c, (*self.regs).rcx, (*self.regs).r8, (*self.regs).r9] }
+    }
+
+    /// What the function returned.
+    #[inline(always)]
+    pub fn result(&self) -> u64 {
+        // SAFETY: as in `sp`.
+        unsafe { (*self.regs).rax }
+    }
+}
+
+/// The eight bytes at an address of the tracee; never faults a page in.
+#[inline(always)]
+pub fn read_word(address: u64) -> Option<u64> {
+    let mut word = 0_u64;
+    // SAFETY: the helper checks the user address; the destination is eight bytes of our stack.
+    let status = unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, address as *const _) };
+    if status == 0 { Some(word) } else { None }
+}
+
+/// The sixteen bytes at an address of the tracee.
+#[inline(always)]
+pub fn read_pair(address: u64) -> Option<[u64; 2]> {
+    let mut pair = [0_u64; 2];
+    // SAFETY: as in `read_word`, sixteen bytes.
+    let status = unsafe { bpf_probe_read_user((&raw mut pair).cast(), 16, address as *const _) };
+    if status == 0 { Some(pair) } else { None }
+}

@@ -1,0 +1,105 @@
+//! The mmap family: ordered events of the calls that succeeded.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::programs::{ProbeContext, RetProbeContext};
+use memtrace_common::calls::{self, Frame, Return, Standing};
+use memtrace_common::counters::{Loss, Tally};
+use memtrace_common::rows::{
+    RANGE_ALLOCATOR_INTERNAL, RECORD_RANGE, RangeRecord, RangeSlot, ThreadRow,
+};
+
+use crate::calls::{is_outermost, keep, keep_stack};
+use crate::hook::{Hook, read_word};
+use crate::maps::RING;
+use crate::unwind;
+
+/// A range function is entered. Inside an allocator call it takes that call's stack.
+#[inline(always)]
+pub fn enter(ctx: &ProbeContext) {
+    let Some(hook) = Hook::arrive(ctx) else { return };
+    let Some(process) = hook.process() else { return };
+    hook.counters.hit(hook.cookie.index());
+    let Some(thread) = hook.thread() else { return };
+    match calls::standing(&thread.range.frame, hook.sp(), read_word) {
+        Standing::Idle => {}
+        // sbrk's brk, mmap64's mmap: part of the outer call.
+        Standing::InProgress => return,
+        Standing::Stale => hook.counters.lose(Loss::StaleCallDropped),
+    }
+    let mut slot = RangeSlot {
+        frame: Frame { sp: hook.sp(), return_address: 0, cookie: hook.cookie.0 },
+        // SAFETY: the helper has no preconditions.
+        entry_ns: unsafe { bpf_ktime_get_ns() },
+        stack: 0,
+        args: hook.all_args(),
+    };
+    thread.range.frame.sp = 0;
+    if is_outermost(&hook, thread) {
+        let walked = unwind::walk(&hook, process, thread);
+        slot.frame.return_address = walked.return_address;
+        // Kept now: an allocator call inside this one would walk into the same place.
+        slot.stack = keep(hook.counters, thread, walked.stack);
+    }
+    thread.range = slot;
+}
+
+/// A range function returns.
+#[inline(always)]
+pub fn leave(ctx: &RetProbeContext) {
+    let Some(hook) = Hook::arrive(ctx) else { return };
+    let Some(thread) = hook.known_thread() else {
+        if hook.process().is_some() {
+            hook.counters.tally(Tally::UnarmedHits);
+        }
+        return;
+    };
+    match calls::returning(&thread.range.frame, hook.sp(), hook.cookie) {
+        Return::Outermost => {}
+        Return::Nested => return,
+        Return::WithoutEntry => {
+            hook.counters.lose(Loss::ReturnWithoutEntry);
+            return;
+        }
+        Return::BeyondStale => {
+            thread.range.frame.sp = 0;
+            hook.counters.lose(Loss::StaleCallDropped);
+            hook.counters.lose(Loss::ReturnWithoutEntry);
+            return;
+        }
+    }
+    thread.range.frame.sp = 0;
+    send(&hook, thread);
+}
+
+#[inline(always)]
+fn send(hook: &Hook, thread: &mut ThreadRow) {
+    let Some(signature) = hook.cookie.signature() else { return };
+    let result = hook.result();
+    if !calls::range_succeeded(signature, result) {
+        return;
+    }
+    hook.counters.tally(Tally::RangeCalls);
+    let (stack, flags) = match thread.range.stack {
+        0 => (keep_stack(hook.counters, thread), RANGE_ALLOCATOR_INTERNAL),
+        stack => (stack, 0),
+    };
+    let Some(mut record) = RING.reserve::<RangeRecord>(0) else {
+        hook.counters.lose(Loss::RangeEventDropped);
+        return;
+    };
+    record.write(RangeRecord {
+        record: RECORD_RANGE,
+        signature: signature as u32,
+        flags,
+        tgid: hook.tgid(),
+        tid: hook.thread_id as u32,
+        zero: 0,
+        entry_ns: thread.range.entry_ns,
+        // SAFETY: the helper has no preconditions.
+        return_ns: unsafe { bpf_ktime_get_ns() },
+        stack,
+        args: thread.range.args,
+        result,
+    });
+    record.submit(0);
+}

@@ -1,0 +1,261 @@
+//! Attaching: each probe of the plan, in an order that loses nothing, with what became of it.
+//!
+//! Deallocators first, so that no block is booked whose free would be missed; entries before
+//! returns, so that an entry sees the return address before the kernel replaces it. Detached in
+//! reverse. A probe that cannot be attached is data: the rest still works.
+
+use std::fs;
+use std::num::NonZeroU32;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use aya::programs::ProgramError;
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
+use memtrace_common::calls::{Cookie, MAX_PROBES, Signature as Kind};
+
+use super::error::advice;
+use super::load::uprobe;
+use super::{Kernel, KernelError};
+use crate::plan::{PlannedProbe, ProbePlan, Signature};
+
+/// An attached probe; dropping it detaches.
+pub(super) struct ProbeLink(#[expect(dead_code, reason = "held for its drop")] UProbeLink);
+
+/// Detaching waits for the kernel's grace periods, a tenth of a second and more for each probe:
+/// this many wait together.
+const DETACH_TOGETHER: usize = 64;
+
+/// Detaches all, together.
+fn detach_all(mut links: Vec<ProbeLink>) {
+    while !links.is_empty() {
+        let together = links.split_off(links.len().saturating_sub(DETACH_TOGETHER));
+        std::thread::scope(|scope| {
+            for link in together {
+                scope.spawn(|| drop(link));
+            }
+        });
+    }
+}
+
+/// What became of each probe of the plan, in the plan's order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AttachReport {
+    pub probes: Vec<AttachOutcome>,
+}
+
+impl AttachReport {
+    pub fn attached(&self) -> usize {
+        self.probes.iter().filter(|probe| **probe == AttachOutcome::Attached).count()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttachOutcome {
+    /// Entry, and return where the function needs one.
+    Attached,
+    /// Neither.
+    Failed { reason: String },
+}
+
+impl Kernel {
+    /// Attaches the plan's probes to one process. Its index in the plan is a probe's place in
+    /// [`super::KernelSnapshot::hits`]; a second call goes on counting from there.
+    pub fn attach(&mut self, pid: u32, plan: &ProbePlan) -> Result<AttachReport, KernelError> {
+        let first = self.probe_count;
+        self.probe_count += plan.probes.len();
+        let mut probes: Vec<Option<AttachOutcome>> = vec![None; plan.probes.len()];
+        let Some(scope) = living_thread(pid) else {
+            let reason = format!("process {pid} has no living thread: it has ended");
+            let failed = AttachOutcome::Failed { reason };
+            return Ok(AttachReport { probes: vec![failed; plan.probes.len()] });
+        };
+        let mut order: Vec<usize> = (0..plan.probes.len()).collect();
+        order.sort_by_key(|&at| plan.probes[at].signature != Signature::Free);
+        let mut entries: Vec<Option<ProbeLink>> = Vec::new();
+        entries.resize_with(plan.probes.len(), || None);
+        for &at in &order {
+            match self.attach_entry(scope, &plan.probes[at], first + at) {
+                Ok(link) => entries[at] = Some(link),
+                Err(reason) => probes[at] = Some(AttachOutcome::Failed { reason }),
+            }
+        }
+        let mut returns = Vec::new();
+        for &at in &order {
+            if entries[at].is_none() {
+                continue;
+            }
+            match self.attach_return(scope, &plan.probes[at], first + at) {
+                Ok(link) => returns.extend(link),
+                Err(reason) => {
+                    entries[at] = None;
+                    probes[at] = Some(AttachOutcome::Failed { reason });
+                }
+            }
+        }
+        self.entries.extend(entries.into_iter().flatten());
+        self.returns.append(&mut returns);
+        let probes = probes.into_iter().map(|p| p.unwrap_or(AttachOutcome::Attached)).collect();
+        Ok(AttachReport { probes })
+    }
+
+    fn attach_entry(
+        &mut self,
+        scope: NonZeroU32,
+        probe: &PlannedProbe,
+        index: usize,
+    ) -> Result<ProbeLink, String> {
+        let kind = kind(probe.signature);
+        let program = match kind {
+            Kind::Free => "free_entry",
+            kind if kind.is_range() => "range_entry",
+            _ => "call_entry",
+        };
+        self.attach_at(scope, probe, index, program, probe.entry_site)
+    }
+
+    fn attach_return(
+        &mut self,
+        scope: NonZeroU32,
+        probe: &PlannedProbe,
+        index: usize,
+    ) -> Result<Option<ProbeLink>, String> {
+        let kind = kind(probe.signature);
+        if !kind.needs_return() {
+            return Ok(None);
+        }
+        let site = probe.return_site.ok_or("the plan has no site for its return probe")?;
+        let program = if kind.is_range() { "range_return" } else { "call_return" };
+        self.attach_at(scope, probe, index, program, site).map(Some)
+    }
+
+    fn attach_at(
+        &mut self,
+        scope: NonZeroU32,
+        probe: &PlannedProbe,
+        index: usize,
+        program: &'static str,
+        site: u64,
+    ) -> Result<ProbeLink, String> {
+        let index = u16::try_from(index)
+            .ok()
+            .filter(|index| usize::from(*index) < MAX_PROBES)
+            .ok_or_else(|| format!("more than {MAX_PROBES} probes"))?;
+        let offset = probe
+            .function_file_offset
+            .checked_add(site)
+            .ok_or("its place in the file overflows")?;
+        // aya takes a bare name for a library to search for, and a path for a C string.
+        let path: &Path = &probe.attach_path;
+        if !path.is_absolute() || path.as_os_str().as_bytes().contains(&0) {
+            return Err(format!("`{}` is no absolute path", path.display()));
+        }
+        let point = UProbeAttachPoint {
+            location: UProbeAttachLocation::AbsoluteOffset(offset),
+            cookie: Some(Cookie::new(index, kind(probe.signature)).0),
+        };
+        let program = uprobe(&mut self.ebpf, program).map_err(|error| error.to_string())?;
+        program
+            .attach(point, path, UProbeScope::OneProcess(scope))
+            .and_then(|id| program.take_link(id))
+            .map(ProbeLink)
+            .map_err(|error| explain(&error, path, offset))
+    }
+
+    /// Detaches every probe, returns before entries. Safe to repeat; also done on drop, and by the
+    /// kernel itself when memtrace dies.
+    pub fn detach(&mut self) {
+        detach_all(std::mem::take(&mut self.returns));
+        detach_all(std::mem::take(&mut self.entries));
+        self.tracepoints.clear();
+    }
+}
+
+fn explain(error: &ProgramError, path: &Path, offset: u64) -> String {
+    let cause = match error {
+        ProgramError::SyscallError(failed) => {
+            let more = match failed.io_error.raw_os_error() {
+                Some(libc::ENOENT) => ": the file is gone".to_owned(),
+                Some(libc::ESRCH) => ": the process has ended".to_owned(),
+                // 524: ENOTSUPP, the kernel's own.
+                Some(libc::EINVAL | 524) => {
+                    ": the kernel cannot probe the instruction there".to_owned()
+                }
+                _ => format!(": {}", advice(&failed.io_error)),
+            };
+            format!("{}: {}{more}", failed.call, failed.io_error)
+        }
+        other => other.to_string(),
+    };
+    format!("failed to attach at `{}`+{offset:#x}: {cause}", path.display())
+}
+
+/// A thread of the process that has not ended: the kernel ties a probe's filter to the memory of
+/// one thread, and a leader that has ended has none.
+fn living_thread(pid: u32) -> Option<NonZeroU32> {
+    let lives = |tid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+        let state = stat.get(stat.rfind(") ")? + 2..)?.chars().next()?;
+        (!matches!(state, 'Z' | 'X' | 'x')).then_some(())
+    };
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let others = threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    std::iter::once(pid).chain(others).find(|tid| lives(*tid).is_some()).and_then(NonZeroU32::new)
+}
+
+/// The plan's signature, as the kernel side knows it.
+fn kind(signature: Signature) -> Kind {
+    match signature {
+        Signature::Malloc => Kind::Malloc,
+        Signature::Calloc => Kind::Calloc,
+        Signature::Realloc => Kind::Realloc,
+        Signature::ReallocArray => Kind::ReallocArray,
+        Signature::PosixMemalign => Kind::PosixMemalign,
+        Signature::AlignedAlloc => Kind::AlignedAlloc,
+        Signature::Free => Kind::Free,
+        Signature::Mmap => Kind::Mmap,
+        Signature::Munmap => Kind::Munmap,
+        Signature::Mremap => Kind::Mremap,
+        Signature::Brk => Kind::Brk,
+        Signature::Sbrk => Kind::Sbrk,
+        Signature::Mprotect => Kind::Mprotect,
+        Signature::Xallocx => Kind::Xallocx,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_number_the_signatures_alike() {
+        let all = [
+            Signature::Malloc,
+            Signature::Calloc,
+            Signature::Realloc,
+            Signature::ReallocArray,
+            Signature::PosixMemalign,
+            Signature::AlignedAlloc,
+            Signature::Free,
+            Signature::Mmap,
+            Signature::Munmap,
+            Signature::Mremap,
+            Signature::Brk,
+            Signature::Sbrk,
+            Signature::Mprotect,
+            Signature::Xallocx,
+        ];
+        for signature in all {
+            assert_eq!(kind(signature) as u8, signature as u8);
+        }
+        assert_eq!(all.len(), (0..=255).filter_map(Kind::from_u8).count());
+    }
+
+    #[test]
+    fn a_process_that_ended_has_no_living_thread() {
+        assert_eq!(
+            living_thread(std::process::id()).map(NonZeroU32::get),
+            Some(std::process::id())
+        );
+        assert_eq!(living_thread(u32::MAX), None);
+    }
+}

@@ -1,0 +1,156 @@
+//! What can go wrong at the kernel edge, and what to try.
+
+use std::io;
+use std::path::PathBuf;
+
+use aya::EbpfError;
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+use thiserror::Error;
+
+/// Why the kernel side cannot be loaded, attached or read.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    #[error(
+        "failed to read the BPF object `{path}` named by MEMTRACE_BPF_OBJECT: name a readable \
+         object file, or unset the variable to use the built-in one"
+    )]
+    ReadObject { path: PathBuf, source: io::Error },
+
+    #[error("the BPF object has no {kind} `{name}`: rebuild it with `cargo xtask bpf`")]
+    Incomplete { kind: &'static str, name: &'static str },
+
+    #[error("failed to load the BPF object: {advice}")]
+    Load { advice: String, source: Box<EbpfError> },
+
+    #[error("failed to load BPF program `{program}`: {advice}")]
+    LoadProgram { program: &'static str, advice: String, source: io::Error },
+
+    #[error("failed to attach BPF program `{program}` to tracepoint `{tracepoint}`: {reason}")]
+    AttachTracepoint { program: &'static str, tracepoint: &'static str, reason: String },
+
+    #[error("failed to {action} BPF map `{map}`")]
+    Map { action: &'static str, map: &'static str, source: io::Error },
+
+    #[error("failed to open BPF map `{map}`")]
+    OpenMap { map: &'static str, source: Box<MapError> },
+
+    #[error(
+        "{wanted} more unwind rows do not fit: {used} of {capacity} are used; raise \
+         --max-unwind-rows"
+    )]
+    RowsFull { wanted: usize, used: usize, capacity: usize },
+
+    #[error("the mappings of process {tgid} cannot be set: {reason}")]
+    BadMappings { tgid: u32, reason: String },
+
+    #[error("failed to open the kernel side's log: {reason}")]
+    Log { reason: String },
+}
+
+/// Most of a verifier log that is worth showing: its end says what was wrong.
+const LOG_LINES: usize = 12;
+
+impl KernelError {
+    pub(super) fn load(source: EbpfError) -> Self {
+        let advice = match &source {
+            EbpfError::MapError(MapError::CreateError { name, io_error }) => {
+                format!("map `{name}`: {}", advice(io_error))
+            }
+            EbpfError::ProgramError(ProgramError::LoadError { io_error, .. }) => advice(io_error),
+            _ => "this kernel may lack what memtrace needs: see `memtrace doctor`".to_owned(),
+        };
+        Self::Load { advice, source: Box::new(source) }
+    }
+
+    pub(super) fn load_program(program: &'static str, error: ProgramError) -> Self {
+        match error {
+            ProgramError::LoadError { io_error, verifier_log } => {
+                let log = shortened(&verifier_log.to_string());
+                let advice = if log.is_empty() {
+                    advice(&io_error)
+                } else {
+                    format!("{}; the kernel's verifier says:\n{log}", advice(&io_error))
+                };
+                Self::LoadProgram { program, advice, source: io_error }
+            }
+            other => Self::LoadProgram {
+                program,
+                advice: "see `memtrace doctor`".to_owned(),
+                source: io::Error::other(other),
+            },
+        }
+    }
+
+    pub(super) fn open_map(map: &'static str) -> impl FnOnce(MapError) -> Self {
+        move |source| Self::OpenMap { map, source: Box::new(source) }
+    }
+
+    pub(super) fn map(action: &'static str, map: &'static str, source: io::Error) -> Self {
+        Self::Map { action, map, source }
+    }
+}
+
+/// What a user can do about an errno of `bpf(2)` or `perf_event_open(2)`.
+pub(super) fn advice(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => format!(
+            "{error}: run as root, or with CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN before Linux \
+             5.8); in a container also without a seccomp profile that denies bpf"
+        ),
+        Some(libc::ENOMEM) => format!(
+            "{error}: out of memory or locked memory: lower --max-blocks, or raise the limit of \
+             locked memory (`ulimit -l unlimited`)"
+        ),
+        Some(libc::E2BIG) => format!("{error}: a limit is beyond what this kernel takes: lower it"),
+        Some(libc::ENOSYS) => format!("{error}: this kernel has no bpf system call"),
+        Some(libc::EINVAL) => format!(
+            "{error}: this kernel lacks a feature that memtrace needs (Linux 5.17 or newer): see \
+             `memtrace doctor`"
+        ),
+        _ => format!("{error}"),
+    }
+}
+
+/// The last lines of a verifier log, without its statistics.
+fn shortened(log: &str) -> String {
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .filter(|line| !line.starts_with("processed ") && !line.starts_with("verification time"))
+        .filter(|line| !line.starts_with("stack depth"))
+        .collect();
+    let skipped = lines.len().saturating_sub(LOG_LINES);
+    let mut out = String::new();
+    if skipped > 0 {
+        out.push_str(&format!("  [{skipped} lines before]\n"));
+    }
+    for line in &lines[skipped..] {
+        out.push_str("  ");
+        out.extend(line.chars().take(200));
+        out.push('\n');
+    }
+    out.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verifier_log_is_cut_to_its_last_lines() {
+        let log: String = (0..500).map(|i| format!("{i}: r0 = 0\n")).collect::<String>()
+            + "invalid mem access\nprocessed 500 insns (limit 1000000)\n";
+        let short = shortened(&log);
+        assert!(short.ends_with("invalid mem access"), "{short}");
+        assert!(short.starts_with("  [489 lines before]"), "{short}");
+        assert_eq!(short.lines().count(), LOG_LINES + 1);
+    }
+
+    #[test]
+    fn a_denied_load_names_the_capabilities() {
+        let text = advice(&io::Error::from_raw_os_error(libc::EPERM));
+        assert!(text.contains("CAP_BPF") && text.contains("CAP_PERFMON"), "{text}");
+    }
+}

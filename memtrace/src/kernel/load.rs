@@ -1,0 +1,187 @@
+//! Loading: the object, its limits, its programs, its maps.
+
+use std::borrow::Cow;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use aya::maps::{Map, MapData, RingBuf};
+use aya::programs::{Program, UProbe};
+use aya::sys::{Stats, enable_stats};
+use aya::{Ebpf, EbpfLoader};
+use memtrace_common::rows::ConfigRow;
+
+use super::error::advice;
+use super::sys::{Plain, RawMap};
+use super::tables::RowsMapping;
+use super::{Kernel, KernelConfig, KernelError, ring};
+
+/// The committed object; see `memtrace.bpf.json` for the sources and tools that made it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("memtrace.bpf.o");
+
+/// Names an object to load instead of the built-in one: for tests of a fresh build.
+const OBJECT_VARIABLE: &str = "MEMTRACE_BPF_OBJECT";
+
+/// Every uprobe program, by what it is attached to.
+pub(super) const UPROBES: [&str; 5] =
+    ["free_entry", "call_entry", "range_entry", "call_return", "range_return"];
+const TRACEPOINTS: [(&str, &str); 2] =
+    [("thread_exit", "sched_process_exit"), ("exec", "sched_process_exec")];
+
+impl Kernel {
+    /// Loads programs and maps. Nothing is attached to the tracee yet.
+    ///
+    /// Needs `CAP_BPF` and `CAP_PERFMON`, and Linux 5.17 (`bpf_loop`).
+    pub fn load(config: &KernelConfig) -> Result<Kernel, KernelError> {
+        raise_memlock_limit();
+        let object = object()?;
+        let log_level = if config.verbose { 0xff_u8 } else { 0 };
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries("BLOCKS", config.max_blocks.max(1))
+            .map_max_entries("STACKS", config.max_stacks.max(1))
+            // Each process has its reserved stacks as well.
+            .map_max_entries("TOTALS", config.max_stacks.saturating_add(1024))
+            .map_max_entries("THREADS", config.max_threads.max(1))
+            .map_max_entries("ROWS", config.max_unwind_rows.max(1))
+            .map_max_entries("RING", config.ring_bytes.max(4096).next_power_of_two())
+            .override_global("AYA_LOG_LEVEL", &log_level, false)
+            .load(&object)
+            .map_err(KernelError::load)?;
+        for name in UPROBES {
+            uprobe(&mut ebpf, name)?
+                .load()
+                .map_err(|error| KernelError::load_program(name, error))?;
+        }
+        let mut tracepoints = Vec::new();
+        for (name, tracepoint) in TRACEPOINTS {
+            tracepoints.push(attach_tracepoint(&mut ebpf, name, tracepoint)?);
+        }
+        let ring = take_map(&mut ebpf, "RING")?;
+        let ring = RingBuf::try_from(ring).map_err(KernelError::open_map("RING"))?;
+        let rows = RowsMapping::new(map_fd(&ebpf, "ROWS")?, config.max_unwind_rows.max(1))?;
+        let config_row = ConfigRow { seed: random(), check_seed: random(), ..ConfigRow::default() };
+        Ok(Kernel {
+            entries: Vec::new(),
+            returns: Vec::new(),
+            tracepoints,
+            ring,
+            held: ring::Held::default(),
+            config: raw_map(&ebpf, "CONFIG")?,
+            config_row,
+            processes: raw_map(&ebpf, "PROCESSES")?,
+            blocks: raw_map(&ebpf, "BLOCKS")?,
+            stacks: raw_map(&ebpf, "STACKS")?,
+            totals: raw_map(&ebpf, "TOTALS")?,
+            noticed: raw_map(&ebpf, "NOTICED")?,
+            rows,
+            generation: 0,
+            wanted_stacks: Default::default(),
+            delivered_stacks: Default::default(),
+            probe_count: 0,
+            // Not being able to count the time is no reason not to trace.
+            stats: config.count_bpf_time.then(|| enable_stats(Stats::RunTime).ok()).flatten(),
+            ebpf,
+        })
+    }
+
+    /// The kernel side's diagnostics, to `log`; poll its descriptor, then flush. Once.
+    pub fn take_log_reader(&mut self) -> Result<LogReader, KernelError> {
+        aya_log::EbpfLogger::init(&mut self.ebpf)
+            .map(|logger| LogReader { logger })
+            .map_err(|error| KernelError::Log { reason: error.to_string() })
+    }
+}
+
+/// Readable when the kernel side has something to say.
+pub struct LogReader {
+    logger: aya_log::EbpfLogger<&'static dyn log::Log>,
+}
+
+impl LogReader {
+    /// Hands what was said to the logger of `log`.
+    pub fn flush(&mut self) {
+        self.logger.flush();
+    }
+}
+
+impl AsRawFd for LogReader {
+    fn as_raw_fd(&self) -> RawFd {
+        self.logger.as_raw_fd()
+    }
+}
+
+fn object() -> Result<Cow<'static, [u8]>, KernelError> {
+    match std::env::var_os(OBJECT_VARIABLE) {
+        None => Ok(Cow::Borrowed(OBJECT)),
+        Some(path) => {
+            let path = PathBuf::from(path);
+            fs::read(&path)
+                .map(Cow::Owned)
+                .map_err(|source| KernelError::ReadObject { path, source })
+        }
+    }
+}
+
+pub(super) fn uprobe<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut UProbe, KernelError> {
+    match ebpf.program_mut(name) {
+        Some(Program::UProbe(program)) => Ok(program),
+        _ => Err(KernelError::Incomplete { kind: "uprobe", name }),
+    }
+}
+
+fn attach_tracepoint(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    tracepoint: &'static str,
+) -> Result<aya::programs::raw_trace_point::RawTracePointLink, KernelError> {
+    let Some(Program::RawTracePoint(program)) = ebpf.program_mut(name) else {
+        return Err(KernelError::Incomplete { kind: "raw tracepoint", name });
+    };
+    program.load().map_err(|error| KernelError::load_program(name, error))?;
+    program.attach(tracepoint).and_then(|id| program.take_link(id)).map_err(|error| {
+        KernelError::AttachTracepoint { program: name, tracepoint, reason: error.to_string() }
+    })
+}
+
+fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
+    ebpf.take_map(name).ok_or(KernelError::Incomplete { kind: "map", name })
+}
+
+fn raw_map<K: Plain, V: Plain>(
+    ebpf: &Ebpf,
+    name: &'static str,
+) -> Result<RawMap<K, V>, KernelError> {
+    map_fd(ebpf, name).map(RawMap::new)
+}
+
+fn map_fd(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, KernelError> {
+    let data: &MapData = match ebpf.map(name) {
+        Some(Map::Array(data) | Map::HashMap(data)) => data,
+        _ => return Err(KernelError::Incomplete { kind: "map", name }),
+    };
+    data.fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| KernelError::map("duplicate the descriptor of", name, source))
+}
+
+/// Before Linux 5.11 maps count against this limit. That it cannot be raised matters only when a
+/// map cannot be made, which says so.
+fn raise_memlock_limit() {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: `limit` is a valid structure.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) } != 0 {
+        let error = std::io::Error::last_os_error();
+        log::debug!("failed to raise the limit of locked memory: {}", advice(&error));
+    }
+}
+
+/// A seed that the tracee does not know.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    // Keys of `RandomState` come from the kernel.
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
