@@ -6,11 +6,19 @@ use crate::calls::{Frame, MAX_PROBES, Request};
 use crate::counters::{Loss, Tally};
 use crate::unwind::{MAX_FRAMES, MAX_MAPPINGS, UnwindMapping};
 
+/// The programs do nothing but count [`Tally::UnarmedHits`].
+pub const UNARMED: u32 = 0;
+/// Every call counts.
+pub const ARMED: u32 = 1;
+/// Calls entered while armed are still brought to their end, so that the books close balanced;
+/// no other call counts.
+pub const DRAINING: u32 = 2;
+
 /// The only entry of `CONFIG`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ConfigRow {
-    /// 0: the programs do nothing but count [`Tally::UnarmedHits`].
+    /// [`UNARMED`], [`ARMED`] or [`DRAINING`]
     pub armed: u32,
     pub zero: u32,
     /// Random per run: a tracee cannot prepare stacks whose hashes collide.

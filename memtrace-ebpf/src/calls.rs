@@ -20,7 +20,7 @@ const EEXIST: i32 = -17;
 /// An allocator is entered: the outermost call's request and stack go into its thread's slot.
 #[inline(always)]
 pub fn enter(ctx: &ProbeContext) {
-    let Some(hook) = Hook::arrive(ctx) else { return };
+    let Some(hook) = Hook::enter(ctx) else { return };
     let Some(process) = hook.process() else { return };
     hook.counters.hit(hook.cookie.index());
     let Some(thread) = hook.thread() else { return };
@@ -32,11 +32,8 @@ pub fn enter(ctx: &ProbeContext) {
     let walked = unwind::walk(&hook, process, thread);
     let request = calls::request(signature, hook.args());
     let call = &mut thread.call;
-    call.frame = Frame {
-        sp: hook.sp(),
-        return_address: walked.return_address,
-        cookie: hook.cookie.0,
-    };
+    call.frame =
+        Frame { sp: hook.sp(), return_address: walked.return_address, cookie: hook.cookie.0 };
     call.request = request;
     call.stack = walked.stack;
     call.check = walked.check;
@@ -55,7 +52,7 @@ pub fn enter(ctx: &ProbeContext) {
 /// An allocator returns: its effect happens, if it is the outermost call.
 #[inline(always)]
 pub fn leave(ctx: &RetProbeContext) {
-    let Some(hook) = Hook::arrive(ctx) else { return };
+    let Some(hook) = Hook::leave(ctx) else { return };
     let Some(thread) = hook.known_thread() else {
         // Of a traced process, it was entered before the probes were armed.
         if hook.process().is_some() {
@@ -108,7 +105,7 @@ fn settle(hook: &Hook, thread: &mut ThreadRow, signature: Signature) {
 /// A deallocator is entered.
 #[inline(always)]
 pub fn free(ctx: &ProbeContext) {
-    let Some(hook) = Hook::arrive(ctx) else { return };
+    let Some(hook) = Hook::enter(ctx) else { return };
     let mut outermost = true;
     match hook.known_thread() {
         Some(thread) => outermost = is_outermost(&hook, thread),
@@ -277,8 +274,8 @@ pub fn keep(counters: Counters, thread: &ThreadRow, stack: u64) -> u64 {
         Ok(()) => stack,
         Err(EEXIST) => {
             // SAFETY: rows of STACKS are never removed.
-            let same = unsafe { STACKS.get(stack) }
-                .is_some_and(|kept| kept.check == thread.scratch.check);
+            let same =
+                unsafe { STACKS.get(stack) }.is_some_and(|kept| kept.check == thread.scratch.check);
             if same {
                 stack
             } else {

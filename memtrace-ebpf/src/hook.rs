@@ -2,11 +2,11 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_NOEXIST, pt_regs};
-use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_probe_read_user};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_probe_read_user};
 use memtrace_common::calls::Cookie;
 use memtrace_common::counters::{Loss, Tally};
-use memtrace_common::rows::{ConfigRow, ProcessRow, ThreadRow};
+use memtrace_common::rows::{ARMED, ConfigRow, DRAINING, ProcessRow, ThreadRow};
 
 use crate::count::Counters;
 use crate::maps::{CONFIG, FRESH_THREAD, PROCESSES, THREADS};
@@ -22,12 +22,23 @@ pub struct Hook {
 }
 
 impl Hook {
-    /// `None`: not armed, and counted.
+    /// At an entry. `None`: not armed, and counted.
     #[inline(always)]
-    pub fn arrive(ctx: &impl EbpfContext) -> Option<Self> {
+    pub fn enter(ctx: &impl EbpfContext) -> Option<Self> {
+        Self::arrive(ctx, ARMED)
+    }
+
+    /// At a return, which also counts while draining. `None`: not armed, and counted.
+    #[inline(always)]
+    pub fn leave(ctx: &impl EbpfContext) -> Option<Self> {
+        Self::arrive(ctx, DRAINING)
+    }
+
+    #[inline(always)]
+    fn arrive(ctx: &impl EbpfContext, or: u32) -> Option<Self> {
         let counters = Counters::get()?;
         let config = CONFIG.get(0)?;
-        if config.armed == 0 {
+        if config.armed != ARMED && config.armed != or {
             counters.tally(Tally::UnarmedHits);
             return None;
         }
@@ -109,8 +120,7 @@ impl Hook {
 pub fn read_word(address: u64) -> Option<u64> {
     let mut word = 0_u64;
     // SAFETY: the helper checks the user address; the destination is eight bytes of our stack.
-    let status =
-        unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, address as *const _) };
+    let status = unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, address as *const _) };
     if status == 0 { Some(word) } else { None }
 }
 
@@ -119,7 +129,6 @@ pub fn read_word(address: u64) -> Option<u64> {
 pub fn read_pair(address: u64) -> Option<[u64; 2]> {
     let mut pair = [0_u64; 2];
     // SAFETY: as in `read_word`, sixteen bytes.
-    let status =
-        unsafe { bpf_probe_read_user((&raw mut pair).cast(), 16, address as *const _) };
+    let status = unsafe { bpf_probe_read_user((&raw mut pair).cast(), 16, address as *const _) };
     if status == 0 { Some(pair) } else { None }
 }

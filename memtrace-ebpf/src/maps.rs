@@ -24,8 +24,7 @@ pub static COUNTERS: PerCpuArray<CountersRow> = PerCpuArray::with_max_entries(1,
 
 /// tgid → mappings. Inserted and replaced by the user side, removed at `exec` here.
 #[map]
-pub static PROCESSES: HashMap<u32, ProcessRow> =
-    HashMap::with_max_entries(256, BPF_F_NO_PREALLOC);
+pub static PROCESSES: HashMap<u32, ProcessRow> = HashMap::with_max_entries(256, BPF_F_NO_PREALLOC);
 
 /// Unwind rows of all objects; appended by the user side. Capacity by the user side.
 #[map]
@@ -38,8 +37,7 @@ pub static CACHE: Array<CachedRow> = Array::with_max_entries(CACHED_ROWS as u32,
 /// `tgid << 32 | tid` → what is in flight. Inserted at a thread's first call, removed at its exit.
 /// Capacity by the user side.
 #[map]
-pub static THREADS: HashMap<u64, ThreadRow> =
-    HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+pub static THREADS: HashMap<u64, ThreadRow> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
 
 /// One all-zero row: what a thread starts with. Never written.
 #[map]
@@ -53,8 +51,7 @@ pub static BLOCKS: HashMap<BlockKey, BlockRow> =
 
 /// Stack id → frames. Inserted once per stack, never removed. Capacity by the user side.
 #[map]
-pub static STACKS: HashMap<u64, StackRow> =
-    HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+pub static STACKS: HashMap<u64, StackRow> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
 
 /// (stack, tgid) → books. Inserted once, never removed; the reserved stacks of a process by the
 /// user side, so that there is always a place. Capacity by the user side.

@@ -16,7 +16,7 @@ use crate::unwind;
 /// A range function is entered. Inside an allocator call it takes that call's stack.
 #[inline(always)]
 pub fn enter(ctx: &ProbeContext) {
-    let Some(hook) = Hook::arrive(ctx) else { return };
+    let Some(hook) = Hook::enter(ctx) else { return };
     let Some(process) = hook.process() else { return };
     hook.counters.hit(hook.cookie.index());
     let Some(thread) = hook.thread() else { return };
@@ -46,7 +46,7 @@ pub fn enter(ctx: &ProbeContext) {
 /// A range function returns.
 #[inline(always)]
 pub fn leave(ctx: &RetProbeContext) {
-    let Some(hook) = Hook::arrive(ctx) else { return };
+    let Some(hook) = Hook::leave(ctx) else { return };
     let Some(thread) = hook.known_thread() else {
         if hook.process().is_some() {
             hook.counters.tally(Tally::UnarmedHits);

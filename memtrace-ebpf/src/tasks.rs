@@ -3,10 +3,9 @@
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::RawTracePointContext;
+use aya_log_ebpf::info;
 use memtrace_common::counters::{Loss, Tally};
-use memtrace_common::rows::{
-    NOTICE_EXEC, NOTICE_EXIT, NoticeRecord, RECORD_NOTICE,
-};
+use memtrace_common::rows::{NOTICE_EXEC, NOTICE_EXIT, NoticeRecord, RECORD_NOTICE};
 
 use crate::calls::put_back;
 use crate::count::Counters;
@@ -40,6 +39,7 @@ pub fn exec(ctx: &RawTracePointContext) {
     forget_thread(counters, thread_id);
     forget_thread(counters, u64::from(tgid) << 32 | u64::from(old_tid));
     notify(counters, NOTICE_EXEC, thread_id, 0);
+    info!(ctx, "process {} runs another program and is traced no more", tgid);
 }
 
 #[inline(always)]
@@ -51,9 +51,8 @@ fn forget_thread(counters: Counters, thread_id: u64) {
         counters.tally(Tally::EndedInCall);
         put_back(&thread.call, (thread_id >> 32) as u32);
     }
-    if THREADS.remove(thread_id).is_err() {
-        // Removed by no one else: nothing to do about it.
-    }
+    // No one else removes it, so this cannot fail.
+    let _ = THREADS.remove(thread_id);
 }
 
 /// Sends a notice; a full ring is counted.

@@ -71,12 +71,7 @@ pub fn walk(hook: &Hook, process: &'static ProcessRow, thread: &mut ThreadRow) -
             walk.pc = unpatched(thread, sp, address);
             // SAFETY: `step` has the signature that the helper calls, and `walk` outlives it.
             unsafe {
-                bpf_loop(
-                    MAX_FRAMES as u32 - 1,
-                    step as *mut c_void,
-                    (&raw mut walk).cast(),
-                    0,
-                );
+                bpf_loop(MAX_FRAMES as u32 - 1, step as *mut c_void, (&raw mut walk).cast(), 0);
             }
         }
         None => walk.end = WalkEnd::Unreadable,
@@ -129,7 +124,11 @@ fn mix(walk: &mut Walk, word: u64) {
 /// in progress may be an outer frame of an allocator call.
 #[inline(always)]
 fn unpatched(thread: &ThreadRow, slot: u64, address: u64) -> u64 {
-    if slot == thread.range.frame.sp { thread.range.frame.return_address } else { address }
+    if slot == thread.range.frame.sp && is_trampoline(address) {
+        thread.range.frame.return_address
+    } else {
+        address
+    }
 }
 
 /// One frame: records its pc, and steps to its caller. 0: go on, 1: the walk ended.
@@ -165,9 +164,7 @@ fn to_caller(walk: &mut Walk, pc: u64) -> Result<(), WalkEnd> {
     let cfa = match row.kind {
         CfaKind::Rsp => walk.sp.wrapping_add(offset),
         CfaKind::Rbp => walk.bp.wrapping_add(offset),
-        CfaKind::DerefRbp => {
-            read_word(walk.bp.wrapping_add(offset)).ok_or(WalkEnd::Unreadable)?
-        }
+        CfaKind::DerefRbp => read_word(walk.bp.wrapping_add(offset)).ok_or(WalkEnd::Unreadable)?,
         CfaKind::Plt => walk.sp.wrapping_add(if pc & 15 >= 11 { 16 } else { 8 }),
         CfaKind::FramePointer => {
             if walk.bp == 0 {
@@ -179,8 +176,9 @@ fn to_caller(walk: &mut Walk, pc: u64) -> Result<(), WalkEnd> {
         CfaKind::Signal => return out_of_signal(walk),
         CfaKind::None => return Err(WalkEnd::NoUnwindRow),
     };
-    // Only Go's frame-pointer steps change to another stack.
-    if row.kind != CfaKind::FramePointer && cfa <= walk.sp {
+    // Only Go's frame-pointer steps change to another stack, up or down.
+    let stays = row.kind != CfaKind::FramePointer && cfa < walk.sp;
+    if stays || cfa == walk.sp {
         return Err(WalkEnd::NoProgress);
     }
     let at_cfa_minus_16 = row.kind == CfaKind::FramePointer || row.rbp == -2;

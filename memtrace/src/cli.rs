@@ -136,15 +136,15 @@ pub enum ColorChoice {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
-    /// Most live blocks (about 100 bytes of kernel memory each, as they come)
-    #[arg(long, value_name = "N", default_value_t = 10_000_000, value_parser = clap::value_parser!(u32).range(1_000..=200_000_000))]
+    /// Most live blocks (16 bytes of kernel memory each at once, 96 more while a block lives)
+    #[arg(long, value_name = "N", default_value_t = 1 << 22, value_parser = clap::value_parser!(u32).range(1_000..=200_000_000))]
     pub max_blocks: u32,
 
-    /// Most distinct stacks (about 1.2 KiB each, as they come)
+    /// Most distinct stacks (32 bytes each at once, about 2.2 KiB more for each stack seen)
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(100..=4_000_000))]
     pub max_stacks: u32,
 
-    /// Most threads with an allocator call seen (about 1.3 KiB each, as they come)
+    /// Most threads with an allocator call seen (16 bytes each at once, 2 KiB more for each living one)
     #[arg(long, value_name = "N", default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
     pub max_threads: u32,
 

@@ -15,5 +15,7 @@ mod ranges;
 #[path = "kernel_live/limits.rs"]
 mod limits;
 
+#[path = "kernel_live/features.rs"]
+mod features;
 #[path = "kernel_live/lifetime.rs"]
 mod lifetime;

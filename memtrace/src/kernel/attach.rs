@@ -9,8 +9,8 @@ use std::num::NonZeroU32;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use aya::programs::ProgramError;
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use memtrace_common::calls::{Cookie, MAX_PROBES};
 
 use super::error::advice;
@@ -20,6 +20,22 @@ use crate::plan::{PlannedProbe, ProbePlan, Signature};
 
 /// An attached probe; dropping it detaches.
 pub(super) struct ProbeLink(#[expect(dead_code, reason = "held for its drop")] UProbeLink);
+
+/// Detaching waits for the kernel's grace periods, a tenth of a second and more for each probe:
+/// this many wait together.
+const DETACH_TOGETHER: usize = 64;
+
+/// Detaches all, together.
+fn detach_all(mut links: Vec<ProbeLink>) {
+    while !links.is_empty() {
+        let together = links.split_off(links.len().saturating_sub(DETACH_TOGETHER));
+        std::thread::scope(|scope| {
+            for link in together {
+                scope.spawn(|| drop(link));
+            }
+        });
+    }
+}
 
 /// What became of each probe of the plan, in the plan's order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,8 +92,8 @@ impl Kernel {
                 }
             }
         }
-        self.links.extend(order.into_iter().filter_map(|at| entries[at].take()));
-        self.links.append(&mut returns);
+        self.entries.extend(entries.into_iter().flatten());
+        self.returns.append(&mut returns);
         let probes = probes.into_iter().map(|p| p.unwrap_or(AttachOutcome::Attached)).collect();
         Ok(AttachReport { probes })
     }
@@ -145,12 +161,11 @@ impl Kernel {
             .map_err(|error| explain(&error, path, offset))
     }
 
-    /// Detaches every probe, in reverse order. Safe to repeat; also done on drop, and by the
+    /// Detaches every probe, returns before entries. Safe to repeat; also done on drop, and by the
     /// kernel itself when memtrace dies.
     pub fn detach(&mut self) {
-        while let Some(link) = self.links.pop() {
-            drop(link);
-        }
+        detach_all(std::mem::take(&mut self.returns));
+        detach_all(std::mem::take(&mut self.entries));
         self.tracepoints.clear();
     }
 }
@@ -193,7 +208,10 @@ mod tests {
 
     #[test]
     fn a_process_that_ended_has_no_living_thread() {
-        assert_eq!(living_thread(std::process::id()).map(NonZeroU32::get), Some(std::process::id()));
+        assert_eq!(
+            living_thread(std::process::id()).map(NonZeroU32::get),
+            Some(std::process::id())
+        );
         assert_eq!(living_thread(u32::MAX), None);
     }
 }

@@ -22,7 +22,7 @@ pub enum KernelError {
     Incomplete { kind: &'static str, name: &'static str },
 
     #[error("failed to load the BPF object: {advice}")]
-    Load { advice: String, source: EbpfError },
+    Load { advice: String, source: Box<EbpfError> },
 
     #[error("failed to load BPF program `{program}`: {advice}")]
     LoadProgram { program: &'static str, advice: String, source: io::Error },
@@ -34,7 +34,7 @@ pub enum KernelError {
     Map { action: &'static str, map: &'static str, source: io::Error },
 
     #[error("failed to open BPF map `{map}`")]
-    OpenMap { map: &'static str, source: MapError },
+    OpenMap { map: &'static str, source: Box<MapError> },
 
     #[error(
         "{wanted} more unwind rows do not fit: {used} of {capacity} are used; raise \
@@ -42,9 +42,7 @@ pub enum KernelError {
     )]
     RowsFull { wanted: usize, used: usize, capacity: usize },
 
-    #[error(
-        "the mappings of process {tgid} cannot be set: {reason}"
-    )]
+    #[error("the mappings of process {tgid} cannot be set: {reason}")]
     BadMappings { tgid: u32, reason: String },
 
     #[error("failed to open the kernel side's log: {reason}")]
@@ -63,7 +61,7 @@ impl KernelError {
             EbpfError::ProgramError(ProgramError::LoadError { io_error, .. }) => advice(io_error),
             _ => "this kernel may lack what memtrace needs: see `memtrace doctor`".to_owned(),
         };
-        Self::Load { advice, source }
+        Self::Load { advice, source: Box::new(source) }
     }
 
     pub(super) fn load_program(program: &'static str, error: ProgramError) -> Self {
@@ -85,16 +83,22 @@ impl KernelError {
         }
     }
 
+    pub(super) fn open_map(map: &'static str) -> impl FnOnce(MapError) -> Self {
+        move |source| Self::OpenMap { map, source: Box::new(source) }
+    }
+
     /// The kernel refused because of missing privileges, not because it cannot.
     pub fn is_permission(&self) -> bool {
         let refused =
             |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
         match self {
-            Self::Load { source: EbpfError::MapError(MapError::CreateError { io_error, .. }), .. }
-            | Self::Load {
-                source: EbpfError::ProgramError(ProgramError::LoadError { io_error, .. }),
-                ..
-            } => refused(io_error),
+            Self::Load { source, .. } => match &**source {
+                EbpfError::MapError(MapError::CreateError { io_error, .. })
+                | EbpfError::ProgramError(ProgramError::LoadError { io_error, .. }) => {
+                    refused(io_error)
+                }
+                _ => false,
+            },
             Self::LoadProgram { source, .. } | Self::Map { source, .. } => refused(source),
             _ => false,
         }

@@ -57,12 +57,12 @@ impl Kernel {
             tracepoints.push(attach_tracepoint(&mut ebpf, name, tracepoint)?);
         }
         let ring = take_map(&mut ebpf, "RING")?;
-        let ring = RingBuf::try_from(ring)
-            .map_err(|source| KernelError::OpenMap { map: "RING", source })?;
+        let ring = RingBuf::try_from(ring).map_err(KernelError::open_map("RING"))?;
         let rows = RowsMapping::new(map_fd(&ebpf, "ROWS")?, config.max_unwind_rows.max(1))?;
         let config_row = ConfigRow { seed: random(), check_seed: random(), ..ConfigRow::default() };
         Ok(Kernel {
-            links: Vec::new(),
+            entries: Vec::new(),
+            returns: Vec::new(),
             tracepoints,
             ring,
             held: ring::Held::default(),
@@ -141,10 +141,8 @@ fn attach_tracepoint(
         return Err(KernelError::Incomplete { kind: "raw tracepoint", name });
     };
     program.load().map_err(|error| KernelError::load_program(name, error))?;
-    program.attach(tracepoint).and_then(|id| program.take_link(id)).map_err(|error| KernelError::AttachTracepoint {
-        program: name,
-        tracepoint,
-        reason: error.to_string(),
+    program.attach(tracepoint).and_then(|id| program.take_link(id)).map_err(|error| {
+        KernelError::AttachTracepoint { program: name, tracepoint, reason: error.to_string() }
     })
 }
 

@@ -24,7 +24,7 @@ use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use aya::programs::raw_trace_point::RawTracePointLink;
 use memtrace_common::rows::{
-    BlockKey, BlockRow, ConfigRow, NoticedKey, ProcessRow, StackRow, TotalsKey, TotalsRow,
+    ARMED, BlockKey, BlockRow, ConfigRow, DRAINING, NoticedKey, ProcessRow, StackRow, TotalsKey, TotalsRow,
 };
 
 pub use attach::{AttachOutcome, AttachReport};
@@ -73,8 +73,8 @@ impl Default for KernelConfig {
 
 /// The loaded kernel side. Dropping it detaches everything.
 pub struct Kernel {
-    /// Attached probes, in the order of attaching.
-    links: Vec<attach::ProbeLink>,
+    entries: Vec<attach::ProbeLink>,
+    returns: Vec<attach::ProbeLink>,
     tracepoints: Vec<RawTracePointLink>,
     ring: RingBuf<MapData>,
     held: ring::Held,
@@ -101,7 +101,7 @@ use sys::RawMap;
 impl std::fmt::Debug for Kernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Kernel")
-            .field("links", &self.links.len())
+            .field("links", &(self.entries.len() + self.returns.len()))
             .field("probes", &self.probe_count)
             .field("armed", &self.config_row.armed)
             .finish_non_exhaustive()
@@ -111,12 +111,13 @@ impl std::fmt::Debug for Kernel {
 impl Kernel {
     /// From now on the probes act: each program looks at this first.
     pub fn arm(&mut self) -> Result<(), KernelError> {
-        self.set_armed(1)
+        self.set_armed(ARMED)
     }
 
-    /// From now on the probes do nothing, whether or not they are attached.
+    /// From now on no call counts but those that are in progress. Once these have returned, within
+    /// microseconds where their threads run, the books stand still.
     pub fn disarm(&mut self) -> Result<(), KernelError> {
-        self.set_armed(0)
+        self.set_armed(DRAINING)
     }
 
     fn set_armed(&mut self, armed: u32) -> Result<(), KernelError> {

@@ -35,6 +35,14 @@ pub struct KernelSnapshot {
     pub monotonic_ns: u64,
 }
 
+/// Without the hits that change nothing in the books.
+fn of_calls(mut counters: Counters) -> Counters {
+    for passed_by in [Tally::ForeignHits, Tally::UnarmedHits] {
+        counters[Loss::COUNT + passed_by as usize] = 0;
+    }
+    counters
+}
+
 impl KernelSnapshot {
     pub fn loss(&self, loss: Loss) -> u64 {
         self.losses[loss as usize]
@@ -103,12 +111,15 @@ impl Kernel {
         Ok(KernelSnapshot {
             processes: processes
                 .into_iter()
-                .map(|(tgid, stacks)| ProcessTotals { tgid, stacks: stacks.into_values().collect() })
+                .map(|(tgid, stacks)| ProcessTotals {
+                    tgid,
+                    stacks: stacks.into_values().collect(),
+                })
                 .collect(),
             losses,
             tallies,
             hits: hits[..self.probe_count.min(MAX_PROBES)].to_vec(),
-            moving: before != after,
+            moving: of_calls(before) != of_calls(after),
             read_ns: u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX),
             monotonic_ns: now_ns,
         })
@@ -145,11 +156,10 @@ impl Kernel {
     /// The counters of all CPUs together.
     pub(super) fn read_counters(&self) -> Result<Box<Counters>, KernelError> {
         const MAP: &str = "COUNTERS";
-        let map =
-            self.ebpf.map(MAP).ok_or(KernelError::Incomplete { kind: "map", name: MAP })?;
+        let map = self.ebpf.map(MAP).ok_or(KernelError::Incomplete { kind: "map", name: MAP })?;
         let values = PerCpuArray::<_, Counters>::try_from(map)
             .and_then(|counters| counters.get(&0, 0))
-            .map_err(|source| KernelError::OpenMap { map: MAP, source })?;
+            .map_err(KernelError::open_map(MAP))?;
         let mut sum = Box::new([0_u64; Loss::COUNT + Tally::COUNT + MAX_PROBES]);
         for cpu in values.iter() {
             for (sum, value) in sum.iter_mut().zip(cpu) {
@@ -179,14 +189,15 @@ impl Kernel {
                 };
                 let stack = StackDef { id, frames: Vec::new(), end: end as u8 };
                 stacks.push(StoredStack { tgid, stack });
-            } else if let Some(row) = self
-                .stacks
-                .get(&id)
-                .map_err(|source| KernelError::map("read", "STACKS", source))?
+            } else if let Some(row) =
+                self.stacks.get(&id).map_err(|source| KernelError::map("read", "STACKS", source))?
             {
                 let count = usize::from(row.count).min(MAX_FRAMES);
                 let frames = row.frames[..count].to_vec();
-                stacks.push(StoredStack { tgid: row.tgid, stack: StackDef { id, frames, end: row.end } });
+                stacks.push(StoredStack {
+                    tgid: row.tgid,
+                    stack: StackDef { id, frames, end: row.end },
+                });
             }
             self.delivered_stacks.insert(id);
         }

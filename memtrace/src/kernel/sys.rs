@@ -19,11 +19,8 @@ const BPF_MAP_LOOKUP_ELEM: i32 = 1;
 const BPF_MAP_UPDATE_ELEM: i32 = 2;
 const BPF_MAP_DELETE_ELEM: i32 = 3;
 const BPF_MAP_GET_NEXT_KEY: i32 = 4;
-pub(super) const BPF_PROG_LOAD: i32 = 5;
 const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
 const BPF_MAP_LOOKUP_BATCH: i32 = 24;
-pub(super) const BPF_MAP_CREATE: i32 = 0;
-pub(super) const BPF_LINK_CREATE: i32 = 28;
 
 /// A value that is its bytes: any bit pattern is valid, and there is no padding.
 ///
@@ -49,9 +46,8 @@ plain!(
 /// Every address in `attr` must be valid for what `command` does with it.
 pub(super) unsafe fn bpf<T>(command: i32, attr: &mut T) -> io::Result<i32> {
     // SAFETY: `attr` is valid for its size; the caller vouches for the addresses in it.
-    let status = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>())
-    };
+    let status =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if status < 0 { Err(io::Error::last_os_error()) } else { Ok(status as i32) }
 }
 
@@ -178,6 +174,8 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
                     values = Vec::with_capacity(capacity);
                     continue;
                 }
+                // Some entries were told: it is too late to walk one by one.
+                Err(error) if started => return Err(io::Error::other(error)),
                 Err(error) => return Err(error),
             };
             let count = (attr.count as usize).min(capacity);

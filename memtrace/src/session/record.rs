@@ -35,6 +35,8 @@ use crate::tracee::process::Process;
 
 /// How often range events and notices are taken from the ring.
 const DRAIN_EVERY: Duration = Duration::from_millis(100);
+/// How long a call may still take to return after the end.
+const SETTLE: Duration = Duration::from_millis(30);
 /// How often the mappings are compared with what is known, without a notice.
 const RESCAN_EVERY: Duration = Duration::from_secs(1);
 
@@ -47,6 +49,7 @@ pub async fn run(args: RecordArgs) -> Result<ExitCode> {
     let mut session = Session::prepare(&args, target)?;
     let mut recorder = session.arm(&args, sink)?;
     let ended = session.watch(&args, &mut recorder).await?;
+    session.close().await?;
     session.take(&mut recorder, Some(ended.clone())).await?;
     session.kernel.detach();
 
@@ -67,6 +70,8 @@ struct Session {
     go: GoReader,
     own: Process,
     verbose: bool,
+    /// No call counts any more.
+    closed: bool,
     armed_at: Instant,
 }
 
@@ -108,6 +113,7 @@ impl Session {
             go: GoReader::new(args.go_profile.clone(), namespace),
             own: Process::open(std::process::id())?,
             verbose: args.verbose,
+            closed: false,
             armed_at: Instant::now(),
             target,
             host,
@@ -254,7 +260,10 @@ impl Session {
 
     /// Applies what the ring holds; the reason to end, where there is one.
     fn drain(&mut self) -> Option<String> {
-        let drained = self.kernel.drain_ring();
+        let drained = match self.closed {
+            true => self.kernel.drain_ring_fully(),
+            false => self.kernel.drain_ring(),
+        };
         let pid = self.target.process.pid();
         for event in drained.ranges.iter().filter(|event| event.tgid == pid) {
             if let Some(event) = range_event(event) {
@@ -291,6 +300,14 @@ impl Session {
         {
             eprintln!("memtrace: {error:#}");
         }
+    }
+
+    /// Lets the calls in progress return, so that the last snapshot is of one instant.
+    async fn close(&mut self) -> Result<()> {
+        self.kernel.disarm()?;
+        self.closed = true;
+        tokio::time::sleep(SETTLE).await;
+        Ok(())
     }
 
     /// Reads everything and records one snapshot.

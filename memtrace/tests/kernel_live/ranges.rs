@@ -34,7 +34,7 @@ fn a_range_call_that_succeeded_is_told_with_its_arguments_and_result() {
 fn a_failing_range_call_is_not_told() {
     let mut target = Target::start();
     target.run("mmap 0 0 0");
-    target.run("munmap 0 4096 1");
+    target.run("munmap 0 4096 2");
     assert_eq!(ranges(&mut target), []);
     assert_eq!(target.books().tally(Tally::RangeCalls), 0);
 }

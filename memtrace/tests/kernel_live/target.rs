@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -51,11 +52,8 @@ impl Program {
             .status()
             .expect("cc is needed for the live tests");
         assert!(built.success(), "cc failed");
-        let mut child = Command::new(&path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            Command::new(&path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let mut program = Self { child, stdin, stdout, _directory: directory, path };
@@ -94,24 +92,38 @@ impl Program {
     }
 
     pub fn plan(&self) -> ProbePlan {
-        let data = fs::read(&self.path).unwrap();
-        let elf = object::File::parse(&*data).unwrap();
-        let probes = PROBES.map(|(name, signature)| {
-            let offset = file_offset(&elf, name);
-            PlannedProbe {
-                signature,
-                attach_path: self.path.clone(),
-                object: self.path.display().to_string(),
-                allocator: "scripted".to_owned(),
-                function: name.to_owned(),
-                function_file_offset: offset,
-                entry_site: 0,
-                entry_instruction: String::new(),
-                entry_is_emulated: false,
-                return_site: (signature != Signature::Free).then_some(0),
-            }
-        });
-        ProbePlan { probes: probes.to_vec(), not_probed: Vec::new() }
+        plan(&self.path)
+    }
+
+    /// How many of the probed functions begin with a breakpoint, in the program's memory.
+    pub fn breakpoints(&self) -> usize {
+        let path = self.path.display().to_string();
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.pid())).unwrap();
+        let memory = fs::File::open(format!("/proc/{}/mem", self.pid())).unwrap();
+        let mapped: Vec<(u64, u64, u64)> = maps
+            .lines()
+            .filter(|line| line.ends_with(&path))
+            .map(|line| {
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                let (start, end) = fields[0].split_once('-').unwrap();
+                let hex = |text| u64::from_str_radix(text, 16).unwrap();
+                (hex(start), hex(end), hex(fields[2]))
+            })
+            .collect();
+        self.plan()
+            .probes
+            .iter()
+            .filter(|probe| {
+                let at = probe.function_file_offset;
+                let (start, _, offset) = mapped
+                    .iter()
+                    .find(|(start, end, offset)| (*offset..offset + (end - start)).contains(&at))
+                    .unwrap();
+                let mut byte = [0];
+                memory.read_exact_at(&mut byte, start + at - offset).unwrap();
+                byte == [0xcc]
+            })
+            .count()
     }
 
     /// The executable mappings with their paths.
@@ -130,6 +142,25 @@ impl Program {
     }
 }
 
+/// Every probed function of the program, at its entry.
+pub fn plan(path: &Path) -> ProbePlan {
+    let data = fs::read(path).unwrap();
+    let elf = object::File::parse(&*data).unwrap();
+    let probes = PROBES.map(|(name, signature)| PlannedProbe {
+        signature,
+        attach_path: path.to_owned(),
+        object: path.display().to_string(),
+        allocator: "scripted".to_owned(),
+        function: name.to_owned(),
+        function_file_offset: file_offset(&elf, name),
+        entry_site: 0,
+        entry_instruction: String::new(),
+        entry_is_emulated: false,
+        return_site: (signature != Signature::Free).then_some(0),
+    });
+    ProbePlan { probes: probes.to_vec(), not_probed: Vec::new() }
+}
+
 impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -140,10 +171,8 @@ impl Drop for Program {
 fn file_offset(elf: &object::File<'_>, name: &str) -> u64 {
     let symbol = elf.symbols().find(|s| s.name() == Ok(name)).unwrap_or_else(|| panic!("{name}"));
     let address = symbol.address();
-    let segment = elf
-        .segments()
-        .find(|s| (s.address()..s.address() + s.size()).contains(&address))
-        .unwrap();
+    let segment =
+        elf.segments().find(|s| (s.address()..s.address() + s.size()).contains(&address)).unwrap();
     address - segment.address() + segment.file_range().0
 }
 
