@@ -119,7 +119,7 @@ impl Kernel {
             losses,
             tallies,
             hits: hits[..self.probe_count.min(MAX_PROBES)].to_vec(),
-            moving: of_calls(before) != of_calls(after),
+            moving: of_calls(*before) != of_calls(*after),
             read_ns: u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX),
             monotonic_ns: now_ns,
         })
