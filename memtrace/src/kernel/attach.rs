@@ -9,8 +9,8 @@ use std::num::NonZeroU32;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use aya::programs::ProgramError;
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use memtrace_common::calls::{Cookie, MAX_PROBES};
 
 use super::error::advice;
@@ -193,7 +193,10 @@ mod tests {
 
     #[test]
     fn a_process_that_ended_has_no_living_thread() {
-        assert_eq!(living_thread(std::process::id()).map(NonZeroU32::get), Some(std::process::id()));
+        assert_eq!(
+            living_thread(std::process::id()).map(NonZeroU32::get),
+            Some(std::process::id())
+        );
         assert_eq!(living_thread(u32::MAX), None);
     }
 }

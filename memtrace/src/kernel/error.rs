@@ -42,9 +42,7 @@ pub enum KernelError {
     )]
     RowsFull { wanted: usize, used: usize, capacity: usize },
 
-    #[error(
-        "the mappings of process {tgid} cannot be set: {reason}"
-    )]
+    #[error("the mappings of process {tgid} cannot be set: {reason}")]
     BadMappings { tgid: u32, reason: String },
 
     #[error("failed to open the kernel side's log: {reason}")]
@@ -90,7 +88,10 @@ impl KernelError {
         let refused =
             |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
         match self {
-            Self::Load { source: EbpfError::MapError(MapError::CreateError { io_error, .. }), .. }
+            Self::Load {
+                source: EbpfError::MapError(MapError::CreateError { io_error, .. }),
+                ..
+            }
             | Self::Load {
                 source: EbpfError::ProgramError(ProgramError::LoadError { io_error, .. }),
                 ..

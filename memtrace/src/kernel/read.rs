@@ -103,7 +103,10 @@ impl Kernel {
         Ok(KernelSnapshot {
             processes: processes
                 .into_iter()
-                .map(|(tgid, stacks)| ProcessTotals { tgid, stacks: stacks.into_values().collect() })
+                .map(|(tgid, stacks)| ProcessTotals {
+                    tgid,
+                    stacks: stacks.into_values().collect(),
+                })
                 .collect(),
             losses,
             tallies,
@@ -145,8 +148,7 @@ impl Kernel {
     /// The counters of all CPUs together.
     pub(super) fn read_counters(&self) -> Result<Box<Counters>, KernelError> {
         const MAP: &str = "COUNTERS";
-        let map =
-            self.ebpf.map(MAP).ok_or(KernelError::Incomplete { kind: "map", name: MAP })?;
+        let map = self.ebpf.map(MAP).ok_or(KernelError::Incomplete { kind: "map", name: MAP })?;
         let values = PerCpuArray::<_, Counters>::try_from(map)
             .and_then(|counters| counters.get(&0, 0))
             .map_err(|source| KernelError::OpenMap { map: MAP, source })?;
@@ -179,14 +181,15 @@ impl Kernel {
                 };
                 let stack = StackDef { id, frames: Vec::new(), end: end as u8 };
                 stacks.push(StoredStack { tgid, stack });
-            } else if let Some(row) = self
-                .stacks
-                .get(&id)
-                .map_err(|source| KernelError::map("read", "STACKS", source))?
+            } else if let Some(row) =
+                self.stacks.get(&id).map_err(|source| KernelError::map("read", "STACKS", source))?
             {
                 let count = usize::from(row.count).min(MAX_FRAMES);
                 let frames = row.frames[..count].to_vec();
-                stacks.push(StoredStack { tgid: row.tgid, stack: StackDef { id, frames, end: row.end } });
+                stacks.push(StoredStack {
+                    tgid: row.tgid,
+                    stack: StackDef { id, frames, end: row.end },
+                });
             }
             self.delivered_stacks.insert(id);
         }

@@ -49,9 +49,8 @@ plain!(
 /// Every address in `attr` must be valid for what `command` does with it.
 pub(super) unsafe fn bpf<T>(command: i32, attr: &mut T) -> io::Result<i32> {
     // SAFETY: `attr` is valid for its size; the caller vouches for the addresses in it.
-    let status = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>())
-    };
+    let status =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if status < 0 { Err(io::Error::last_os_error()) } else { Ok(status as i32) }
 }
 

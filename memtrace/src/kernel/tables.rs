@@ -42,8 +42,9 @@ impl RowsMapping {
         if start == libc::MAP_FAILED {
             return Err(KernelError::map("map into memory", "ROWS", io::Error::last_os_error()));
         }
-        let start = NonNull::new(start.cast())
-            .ok_or_else(|| KernelError::map("map into memory", "ROWS", io::ErrorKind::Other.into()))?;
+        let start = NonNull::new(start.cast()).ok_or_else(|| {
+            KernelError::map("map into memory", "ROWS", io::ErrorKind::Other.into())
+        })?;
         Ok(Self { start, capacity, used: 0, _map: map })
     }
 

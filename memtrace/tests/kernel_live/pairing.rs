@@ -55,9 +55,13 @@ fn every_allocating_function_books_what_was_asked_for_once() {
 
 #[test]
 fn a_failed_call_books_nothing() {
-    for line in
-        ["malloc 0 13", "calloc 0 3 4", "posix_memalign 0 64 13", "aligned_alloc 0 64 128", "new 0 9"]
-    {
+    for line in [
+        "malloc 0 13",
+        "calloc 0 3 4",
+        "posix_memalign 0 64 13",
+        "aligned_alloc 0 64 128",
+        "new 0 9",
+    ] {
         let mut target = Target::start();
         target.run("fail 1");
         target.run(line);

@@ -51,11 +51,8 @@ impl Program {
             .status()
             .expect("cc is needed for the live tests");
         assert!(built.success(), "cc failed");
-        let mut child = Command::new(&path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            Command::new(&path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let mut program = Self { child, stdin, stdout, _directory: directory, path };
@@ -140,10 +137,8 @@ impl Drop for Program {
 fn file_offset(elf: &object::File<'_>, name: &str) -> u64 {
     let symbol = elf.symbols().find(|s| s.name() == Ok(name)).unwrap_or_else(|| panic!("{name}"));
     let address = symbol.address();
-    let segment = elf
-        .segments()
-        .find(|s| (s.address()..s.address() + s.size()).contains(&address))
-        .unwrap();
+    let segment =
+        elf.segments().find(|s| (s.address()..s.address() + s.size()).contains(&address)).unwrap();
     address - segment.address() + segment.file_range().0
 }
 
