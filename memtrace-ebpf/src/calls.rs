@@ -64,7 +64,7 @@ pub fn leave(ctx: &RetProbeContext) {
         Return::Outermost => {}
         Return::Nested => return,
         Return::WithoutEntry => {
-            hook.counters.lose(Loss::ReturnWithoutEntry);
+            hook.no_entry();
             return;
         }
         Return::BeyondStale => {

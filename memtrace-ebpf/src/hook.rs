@@ -48,6 +48,16 @@ impl Hook {
         Some(Self { regs: ctx.as_ptr().cast(), counters, config, thread_id, cookie })
     }
 
+    /// A return whose entry is not in the books; while draining it was not to be.
+    #[inline(always)]
+    pub fn no_entry(&self) {
+        if self.config.armed == ARMED {
+            self.counters.lose(Loss::ReturnWithoutEntry);
+        } else {
+            self.counters.tally(Tally::UnarmedHits);
+        }
+    }
+
     #[inline(always)]
     pub fn tgid(&self) -> u32 {
         (self.thread_id >> 32) as u32

@@ -148,7 +148,11 @@ fn refusal(object: &ObjectFacts, symbol: &FunctionSymbol, entry: EntryPoint) -> 
         ));
     }
     if object.is_loader && !object.families.contains(&Family::Musl) {
-        return Some("the loader's own allocator, in use only while the program starts".into());
+        let reason = match entry.convention {
+            Convention::Ranged => "the loader's own copy, with which it maps libraries",
+            _ => "the loader's own allocator, in use only while the program starts",
+        };
+        return Some(reason.to_owned());
     }
     match entry.convention {
         Convention::CxxOperator if !replaces_operators(object) => {

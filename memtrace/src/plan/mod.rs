@@ -2,7 +2,6 @@
 //!
 //! Invariant: every allocator entry point found is either probed or listed with a reason.
 
-
 use std::path::PathBuf;
 
 pub use memtrace_common::calls::Signature;

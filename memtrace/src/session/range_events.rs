@@ -68,13 +68,15 @@ mod tests {
     fn a_mapping_without_map_anonymous_is_a_files() {
         let of_file = range_event(&seen(Signature::Mmap, [0, 4096, 1, 2, 3, 0], 0x1000));
         assert!(matches!(of_file.map(|e| e.op), Some(RangeOp::Map { is_file: true, .. })));
-        let anonymous = range_event(&seen(Signature::Mmap, [0, 4096, 3, 0x22, u64::MAX, 0], 0x1000));
+        let anonymous =
+            range_event(&seen(Signature::Mmap, [0, 4096, 3, 0x22, u64::MAX, 0], 0x1000));
         assert!(matches!(anonymous.map(|e| e.op), Some(RangeOp::Map { is_file: false, .. })));
     }
 
     #[test]
     fn sbrk_tells_both_breaks() {
-        let shrunk = range_event(&seen(Signature::Sbrk, [(-4096i64) as u64, 0, 0, 0, 0, 0], 0x9000));
+        let shrunk =
+            range_event(&seen(Signature::Sbrk, [(-4096i64) as u64, 0, 0, 0, 0, 0], 0x9000));
         let expected = RangeOp::Brk { old_break: Some(0x9000), new_break: 0x8000 };
         assert_eq!(shrunk.map(|event| event.op), Some(expected));
     }

@@ -88,8 +88,12 @@ impl Session {
         let plan = decide(&objects.objects, &host);
         if !plan.probes.iter().any(|probe| probe.signature.is_simple()) {
             let comm = visible(&target.process.comm).into_owned();
-            return Err(SessionError::NothingToProbe { pid, comm, reasons: reasons(&plan.not_probed) }
-                .into());
+            return Err(SessionError::NothingToProbe {
+                pid,
+                comm,
+                reasons: reasons(&plan.not_probed),
+            }
+            .into());
         }
         let rows = u32::try_from(space.tables.rows().len()).unwrap_or(u32::MAX);
         let defaults = KernelConfig::default();
@@ -225,9 +229,9 @@ impl Session {
         tokio::pin!(end);
         let mut drain = tokio::time::interval(DRAIN_EVERY);
         let mut rescan = tokio::time::interval(RESCAN_EVERY);
-        let mut snapshots = args.interval.map(|every| {
-            tokio::time::interval_at(tokio::time::Instant::now() + every, every)
-        });
+        let mut snapshots = args
+            .interval
+            .map(|every| tokio::time::interval_at(tokio::time::Instant::now() + every, every));
         let next_snapshot = async |snapshots: &mut Option<tokio::time::Interval>| match snapshots {
             Some(interval) => {
                 interval.tick().await;

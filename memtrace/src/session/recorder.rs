@@ -64,8 +64,7 @@ impl Recorder {
     ) -> Result<()> {
         let new_names = self.name(space, &readings.new_stacks);
         let recording = &mut self.recording;
-        let known_objects =
-            recording.header.tracee.objects.len() + recording.new_objects.len();
+        let known_objects = recording.header.tracee.objects.len() + recording.new_objects.len();
         let new_objects = space.objects[known_objects..].to_vec();
 
         let kernel = readings.kernel;
@@ -79,9 +78,8 @@ impl Recorder {
             read_ns: kernel.read_ns,
             native: Native {
                 stacks: of_process.map(|process| process.stacks).unwrap_or_default(),
-                ranges: ranges.ranges(kernel.monotonic_ns, &|stack| {
-                    self.go_runtime_stacks.contains(&stack)
-                }),
+                ranges: ranges
+                    .ranges(kernel.monotonic_ns, &|stack| self.go_runtime_stacks.contains(&stack)),
                 losses: labelled(Loss::ALL, &kernel.losses, Loss::label),
                 tallies: labelled(Tally::ALL, &kernel.tallies, Tally::label),
                 hits: kernel.hits,

@@ -48,7 +48,10 @@ fn spawn(command: &[OsString]) -> Result<Target> {
 /// A container's first process may be a shell or an init without an allocator that can be probed:
 /// the first one that has one is taken, the first process where none has.
 fn first_with_allocator(first: u32, all: &[u32]) -> u32 {
-    std::iter::once(first).chain(all.iter().copied()).find(|&pid| has_allocator(pid)).unwrap_or(first)
+    std::iter::once(first)
+        .chain(all.iter().copied())
+        .find(|&pid| has_allocator(pid))
+        .unwrap_or(first)
 }
 
 fn has_allocator(pid: u32) -> bool {

@@ -2,7 +2,10 @@
 //!
 //! Go code must never get a return probe: the runtime moves and scans its stacks.
 
-use super::{ElfFacts, Found, Load, Object};
+use object::elf;
+use object::read::elf::{Rela, SectionHeader};
+
+use super::{ElfFacts, Found, LE, Load, Object, relocations};
 
 /// `\xff Go buildinf:`
 const BUILD_INFO_MAGIC: &[u8] = b"\xff Go buildinf:";
@@ -38,7 +41,17 @@ impl<'a> Object<'a, '_> {
             let end = *found.defined.get(TEXT_END)?;
             (start < end).then_some((start, end))
         };
-        let text = from_symbols().or_else(|| self.text_of_line_table());
+        let text = from_symbols()
+            .or_else(|| self.text_of_module_data())
+            .or_else(|| self.text_of_line_table())
+            .filter(|(start, end)| {
+                let inside = |load: &Load| {
+                    load.executable
+                        && *start >= load.address
+                        && end - load.address <= load.file_size
+                };
+                facts.loads.iter().any(inside)
+            });
         Some(GoFacts { version: info.and_then(|info| self.version(info, &facts.loads)), text })
     }
 
@@ -75,6 +88,49 @@ impl<'a> Object<'a, '_> {
         };
         let version = str::from_utf8(bytes).ok()?;
         (version.starts_with("go") || version.starts_with("devel")).then(|| version.to_owned())
+    }
+
+    /// The module data has a section of its own since Go 1.26. Layout up to there unchanged since
+    /// Go 1.16: `runtime/symtab.go` (`moduledata`): a pointer, six slices, findfunctab, minpc,
+    /// maxpc, text, etext.
+    fn text_of_module_data(&self) -> Option<(u64, u64)> {
+        const MINPC: u64 = 160;
+        let section = self.section(b".go.module")?;
+        let data = self.section_data(section)?;
+        let words = [MINPC, MINPC + 8, MINPC + 16, MINPC + 24];
+        let mut values = [0; 4];
+        for (value, offset) in values.iter_mut().zip(words) {
+            let at = usize::try_from(offset).ok()?;
+            *value = u64::from_le_bytes(data.get(at..at + 8)?.try_into().ok()?);
+        }
+        if values == [0; 4] {
+            // Position independent: the values are addends of relocations.
+            let base = section.sh_addr(LE);
+            let addends = self.relative_addends(&words.map(|offset| base.wrapping_add(offset)));
+            for (value, addend) in values.iter_mut().zip(addends) {
+                *value = addend?;
+            }
+        }
+        let [min_pc, max_pc, start, end] = values;
+        (start < end && start <= min_pc && min_pc < max_pc && max_pc <= end).then_some((start, end))
+    }
+
+    /// The addends of the `R_X86_64_RELATIVE` relocations of some places.
+    fn relative_addends<const N: usize>(&self, places: &[u64; N]) -> [Option<u64>; N] {
+        let mut addends = [None; N];
+        let tables =
+            self.sections.iter().filter(|(section, _)| section.sh_type(LE) == elf::SHT_RELA);
+        for bytes in tables.filter_map(|(section, _)| self.section_data(section)) {
+            for entry in relocations(bytes) {
+                if entry.r_type(LE, false) != elf::R_X86_64_RELATIVE {
+                    continue;
+                }
+                if let Some(index) = places.iter().position(|place| *place == entry.r_offset(LE)) {
+                    addends[index] = u64::try_from(entry.r_addend(LE)).ok();
+                }
+            }
+        }
+        addends
     }
 
     /// The line table's header carries the start of the text from Go 1.18 on (0 in position

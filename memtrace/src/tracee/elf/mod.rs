@@ -417,12 +417,7 @@ impl<'a, 'f> Object<'a, 'f> {
             };
             let Some((symbols, strings)) = self.symbol_table(table) else { continue };
             let Some(bytes) = self.section_data(section) else { continue };
-            let count = bytes.len() / size_of::<elf::Rela64<LittleEndian>>();
-            let Ok((entries, _)) = pod::slice_from_bytes::<elf::Rela64<LittleEndian>>(bytes, count)
-            else {
-                continue;
-            };
-            for entry in entries {
+            for entry in relocations(bytes) {
                 let kind = entry.r_type(LE, false);
                 if kind != elf::R_X86_64_JUMP_SLOT && kind != elf::R_X86_64_GLOB_DAT {
                     continue;
@@ -464,6 +459,12 @@ impl<'a, 'f> Object<'a, 'f> {
         }
         stubs
     }
+}
+
+/// A table of relocations; a partial entry at its end is left out.
+fn relocations(bytes: &[u8]) -> &[elf::Rela64<LittleEndian>] {
+    let count = bytes.len() / size_of::<elf::Rela64<LittleEndian>>();
+    pod::slice_from_bytes(bytes, count).map_or(&[], |(entries, _)| entries)
 }
 
 /// The string at the start of `bytes`, lossy.
