@@ -25,6 +25,9 @@ const MAX_PAGES: u64 = 64;
 const MAX_MOUNTINFO_BYTES: u64 = 4 << 20;
 const MAX_LAYERS: usize = 512;
 
+/// Directories of an overlay's layers.
+type Layers = Vec<Vec<u8>>;
+
 /// A mapped file whose paths all lead to a copy.
 #[derive(Debug)]
 pub enum CopyUp {
@@ -135,15 +138,15 @@ impl Drop for PageWindow {
 }
 
 /// The overlay mount a path is on: its mount point and its lower layers as the host sees them.
-fn overlay_of(process: &Process, path: &[u8]) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
+fn overlay_of(process: &Process, path: &[u8]) -> Option<(Vec<u8>, Layers)> {
     let mut text = Vec::new();
     let file = File::open(format!("/proc/{}/mountinfo", process.pid())).ok()?;
     file.take(MAX_MOUNTINFO_BYTES).read_to_end(&mut text).ok()?;
     overlay_in(&text, path)
 }
 
-fn overlay_in(mountinfo: &[u8], path: &[u8]) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
-    let mut best: Option<(Vec<u8>, Option<Vec<Vec<u8>>>)> = None;
+fn overlay_in(mountinfo: &[u8], path: &[u8]) -> Option<(Vec<u8>, Layers)> {
+    let mut best: Option<(Vec<u8>, Option<Layers>)> = None;
     for line in mountinfo.split(|byte| *byte == b'\n') {
         let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
         let Some(dash) = fields.iter().position(|field| *field == b"-") else { continue };
@@ -166,7 +169,7 @@ fn overlay_in(mountinfo: &[u8], path: &[u8]) -> Option<(Vec<u8>, Vec<Vec<u8>>)> 
 
 /// `lowerdir=a:b` or repeated `lowerdir+=a`; names relative to Docker's directory are completed
 /// from `upperdir`, whose grandparent that is.
-fn lower_layers(options: &[u8]) -> Vec<Vec<u8>> {
+fn lower_layers(options: &[u8]) -> Layers {
     let mut base = None;
     let mut layers = Vec::new();
     for option in options.split(|byte| *byte == b',') {

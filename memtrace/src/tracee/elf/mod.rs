@@ -265,8 +265,8 @@ impl<'a, 'f> Object<'a, 'f> {
             return;
         };
         let value = |tag| entries.iter().find(|e| e.tag(LE) == tag).map(|e| e.val(LE));
-        let Some(strings) = value(i64::from(elf::DT_STRTAB)) else { return };
-        let size = value(i64::from(elf::DT_STRSZ)).unwrap_or(0);
+        let Some(strings) = value(elf::DT_STRTAB) else { return };
+        let size = value(elf::DT_STRSZ).unwrap_or(0);
         let table = self.at(&facts.loads, strings, size).unwrap_or(&[]);
         let name = |offset: u64| {
             table.get(usize::try_from(offset).ok()?..).map(text).filter(|name| !name.is_empty())
