@@ -24,10 +24,11 @@ use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use aya::programs::raw_trace_point::RawTracePointLink;
 use memtrace_common::rows::{
-    ARMED, BlockKey, BlockRow, ConfigRow, DRAINING, NoticedKey, ProcessRow, StackRow, TotalsKey, TotalsRow,
+    ARMED, BlockKey, BlockRow, ConfigRow, DRAINING, NoticedKey, ProcessRow, StackRow, TotalsKey,
+    TotalsRow,
 };
 
-pub use attach::{AttachOutcome, AttachReport};
+pub use attach::{AttachOutcome, AttachReport, Detaching};
 pub use cost::KernelCost;
 pub use error::KernelError;
 pub use load::LogReader;
