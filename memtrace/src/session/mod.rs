@@ -2,6 +2,7 @@
 
 mod exit;
 mod outputs;
+mod probes;
 mod progress;
 mod range_events;
 mod record;

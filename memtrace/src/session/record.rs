@@ -10,6 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::SessionError;
 use super::outputs::{Outputs, Sink};
+use super::probes::{Planned, Probes, explain, plan_for, reasons};
 use super::progress::{Progress, Status};
 use super::range_events::range_event;
 use super::recorder::{Readings, Recorder, as_ns, unix_ns};
@@ -18,18 +19,12 @@ use super::target::{Target, resolve};
 use crate::cli::RecordArgs;
 use crate::doctor::gather_plain_host;
 use crate::go::{GoReader, open_network_namespace};
-use crate::kernel::{AttachOutcome, Kernel, KernelConfig, Notice};
+use crate::kernel::{Kernel, KernelConfig, Notice};
 use crate::outstanding::ranges::RangeMap;
-use crate::plan::decide::{decide, is_wanted};
 use crate::plan::host::HostFacts;
-use crate::plan::{PlannedProbe, ProbePlan};
 use crate::report::visible;
 use crate::snapshot::file::RecordingWriter;
-use crate::snapshot::{
-    AttachedProbe, Header, HostSummary, Known, NotProbed, ProbeReport, Recording, SCHEMA_VERSION,
-    Tracee,
-};
-use crate::tracee::allocators::{Objects, read_objects};
+use crate::snapshot::{Header, HostSummary, Known, ProbeReport, Recording, SCHEMA_VERSION, Tracee};
 use crate::tracee::ports::{connectable, listening_ports};
 use crate::tracee::process::Process;
 
@@ -82,8 +77,8 @@ struct Session {
     target: Target,
     host: HostFacts,
     space: AddressSpace,
-    objects: Objects,
-    plan: ProbePlan,
+    planned: Planned,
+    probes: Probes,
     kernel: Kernel,
     ranges: RangeMap,
     go: GoReader,
@@ -103,14 +98,13 @@ impl Session {
         for warning in &space.mappings.warnings {
             eprintln!("memtrace: {}", visible(warning));
         }
-        let objects = read_objects(&target.process, &space.mappings, &is_wanted);
-        let plan = decide(&objects.objects, &host);
-        if !plan.probes.iter().any(|probe| probe.signature.is_simple()) {
+        let planned = plan_for(&target.process, &space.mappings.files, &host);
+        if !planned.plan.probes.iter().any(|probe| probe.signature.is_simple()) {
             let comm = visible(&target.process.comm).into_owned();
             return Err(SessionError::NothingToProbe {
                 pid,
                 comm,
-                reasons: reasons(&plan.not_probed),
+                reasons: reasons(&planned.plan.not_probed),
             }
             .into());
         }
@@ -141,8 +135,8 @@ impl Session {
             target,
             host,
             space,
-            objects,
-            plan,
+            planned,
+            probes: Probes::default(),
             kernel,
         })
     }
@@ -150,7 +144,10 @@ impl Session {
     /// Attaches, arms, lets a command of our own go, says so.
     fn arm(&mut self, args: &RecordArgs, sink: Option<Sink>) -> Result<Recorder> {
         let pid = self.target.process.pid();
-        let probes = self.attach()?;
+        self.probes.attach(&mut self.kernel, pid, &self.planned)?;
+        let mut probes = self.probes.take_new();
+        probes.not_probed.extend(self.space.mappings.unreadable.iter().cloned());
+        probes.not_probed.extend(self.space.without_table());
         if probes.attached.is_empty() {
             let reasons = reasons(&probes.not_probed);
             return Err(match self.target.process.has_exited() {
@@ -184,30 +181,9 @@ impl Session {
         Ok(Recorder::new(recording, writer, self.armed_at))
     }
 
-    /// Attaches the plan. What could not be attached stays listed, with its reason and its place.
-    fn attach(&mut self) -> Result<ProbeReport> {
-        let outcome = self.kernel.attach(self.target.process.pid(), &self.plan)?;
-        let mut report = ProbeReport::default();
-        for (probe, outcome) in self.plan.probes.iter().zip(outcome.probes) {
-            match outcome {
-                AttachOutcome::Attached => report.attached.push(attached(probe)),
-                AttachOutcome::Failed { reason } => report.not_probed.push(NotProbed {
-                    object: probe.object.clone(),
-                    function: Some(probe.function.clone()),
-                    reason,
-                }),
-            }
-        }
-        report.not_probed.extend(self.plan.not_probed.iter().cloned());
-        report.not_probed.extend(self.objects.unreadable.iter().cloned());
-        report.not_probed.extend(self.space.mappings.unreadable.iter().cloned());
-        report.not_probed.extend(self.space.without_table());
-        Ok(report)
-    }
-
     fn header(&self, args: &RecordArgs, probes: ProbeReport) -> Header {
         let process = &self.target.process;
-        let go = self.objects.objects.iter().filter_map(|object| object.elf.go.as_ref());
+        let go = self.planned.objects.objects.iter().filter_map(|object| object.elf.go.as_ref());
         Header {
             schema: SCHEMA_VERSION,
             memtrace: env!("CARGO_PKG_VERSION").to_owned(),
@@ -310,22 +286,26 @@ impl Session {
         ended
     }
 
-    /// Libraries that arrived get their unwind tables. A process that is gone is no error here.
+    /// Libraries that arrived get their unwind tables and their probes. That a process is gone is
+    /// no error here.
     fn rescan(&mut self) {
-        let process = &self.target.process;
-        let published = match self.space.mappings.changed(process) {
-            Ok(true) => self
-                .space
-                .refresh(process)
-                .and_then(|_| self.space.publish(&mut self.kernel, process.pid())),
-            Ok(false) => Ok(()),
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = published
-            && !process.has_exited()
+        if let Err(error) = self.follow_mappings()
+            && !self.target.process.has_exited()
         {
             eprintln!("memtrace: {error:#}");
         }
+    }
+
+    fn follow_mappings(&mut self) -> Result<()> {
+        let process = &self.target.process;
+        if !self.space.mappings.changed(process)? {
+            return Ok(());
+        }
+        let new = self.space.refresh(process)?;
+        self.space.publish(&mut self.kernel, process.pid())?;
+        let files: Vec<_> = new.iter().map(|&at| self.space.mappings.files[at].clone()).collect();
+        let planned = plan_for(process, &files, &self.host);
+        self.probes.attach(&mut self.kernel, process.pid(), &planned)
     }
 
     /// Lets the calls in progress return, so that the last snapshot is of one instant.
@@ -354,6 +334,8 @@ impl Session {
         };
         let stacks = self.kernel.new_stacks().context("failed to read the stacks")?;
         let readings = Readings {
+            hits: self.probes.of_attached(&kernel.hits),
+            new_probes: self.probes.take_new(),
             kernel,
             new_stacks: stacks.into_iter().map(|stored| stored.stack).collect(),
             cost: self.kernel.own_cost()?,
@@ -406,47 +388,4 @@ impl Session {
 fn ports_of(pid: u32) -> Vec<(IpAddr, u16)> {
     let listening = listening_ports(pid).unwrap_or_default();
     listening.into_iter().flat_map(connectable).map(|at| (at.ip(), at.port())).collect()
-}
-
-fn attached(probe: &PlannedProbe) -> AttachedProbe {
-    AttachedProbe {
-        object: probe.object.clone(),
-        allocator: probe.allocator.clone(),
-        function: probe.function.clone(),
-        function_file_offset: probe.function_file_offset,
-        entry_site: probe.entry_site,
-        entry_instruction: probe.entry_instruction.clone(),
-        entry_is_emulated: probe.entry_is_emulated,
-        return_site: probe.return_site,
-    }
-}
-
-/// The plan as it was carried out, for `--verbose`.
-fn explain(probes: &ProbeReport) {
-    for probe in &probes.attached {
-        let cost = if probe.entry_is_emulated { "one trap" } else { "single-stepped" };
-        let back = probe.return_site.map(|at| format!(", return at +{at}")).unwrap_or_default();
-        eprintln!(
-            "probe {} {} ({}): entry at +{} `{}` ({cost}){back}",
-            visible(&probe.object),
-            visible(&probe.function),
-            probe.allocator,
-            probe.entry_site,
-            probe.entry_instruction,
-        );
-    }
-    for missing in &probes.not_probed {
-        eprintln!("not probed: {}", visible(reasons(std::slice::from_ref(missing)).trim()));
-    }
-}
-
-fn reasons(not_probed: &[NotProbed]) -> String {
-    not_probed
-        .iter()
-        .map(|missing| {
-            let function = missing.function.as_deref().map(|f| format!(" {f}")).unwrap_or_default();
-            format!("  {}{}: {}", visible(&missing.object), visible(&function), missing.reason)
-        })
-        .collect::<Vec<_>>()
-        .join("\n")
 }

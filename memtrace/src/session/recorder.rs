@@ -13,8 +13,8 @@ use crate::kernel::{KernelCost, KernelSnapshot};
 use crate::outstanding::ranges::RangeMap;
 use crate::snapshot::file::RecordingWriter;
 use crate::snapshot::{
-    AddressNames, GoBooks, Known, Name, Native, OwnCost, ProcessMemory, Recording, Snapshot,
-    StackDef,
+    AddressNames, GoBooks, Known, Name, Native, OwnCost, ProbeReport, ProcessMemory, Recording,
+    Snapshot, StackDef,
 };
 use crate::stacks::frames::range_is_go_runtimes;
 
@@ -39,6 +39,10 @@ pub struct Readings {
     pub own_memory: u64,
     /// Why the recording ends here, at the last snapshot.
     pub ended: Option<String>,
+    /// Of attached probes, in their order.
+    pub hits: Vec<u64>,
+    /// Attached since the last snapshot.
+    pub new_probes: ProbeReport,
 }
 
 impl Recorder {
@@ -82,7 +86,7 @@ impl Recorder {
                     .ranges(kernel.monotonic_ns, &|stack| self.go_runtime_stacks.contains(&stack)),
                 losses: labelled(Loss::ALL, &kernel.losses, Loss::label),
                 tallies: labelled(Tally::ALL, &kernel.tallies, Tally::label),
-                hits: kernel.hits,
+                hits: readings.hits,
             },
             go: readings.go,
             process: readings.process,
@@ -96,6 +100,7 @@ impl Recorder {
                 unwind_build_ns: as_ns(space.tables.stats().build),
             },
             ended: readings.ended,
+            new_probes: readings.new_probes,
         };
         if let Some(writer) = &mut self.writer {
             writer
@@ -105,7 +110,7 @@ impl Recorder {
         recording.new_objects.extend(new_objects);
         recording.stacks.extend(readings.new_stacks);
         recording.names.extend(new_names);
-        recording.snapshots.push(snapshot);
+        recording.push(snapshot);
         Ok(())
     }
 
