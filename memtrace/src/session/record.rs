@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::SessionError;
 use super::outputs::{Outputs, Sink};
@@ -42,15 +42,34 @@ pub async fn run(args: RecordArgs) -> Result<ExitCode> {
 
     let target = resolve(&args.target).await?;
     let mut session = Session::prepare(&args, target)?;
+    // Before it says that it traces: who waits for that may interrupt at once.
+    let mut signals = Signals::register()?;
     let mut recorder = session.arm(&args, sink)?;
-    let ended = session.watch(&args, &mut recorder).await?;
+    let ended = session.watch(&args, &mut recorder, &mut signals).await?;
     session.close().await?;
     session.take(&mut recorder, Some(ended.clone())).await?;
-    session.kernel.detach();
+    // Seconds, in which the report is written.
+    let detaching = session.kernel.detach_meanwhile();
 
     let recording = recorder.finish(&ended)?;
     outputs.render(&recording, &args.formats, None)?;
+    drop(detaching);
     session.child_exit_code()
+}
+
+/// The signals that end a recording, from when they are registered.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn register() -> Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).context("failed to wait for SIGINT")?,
+            terminate: signal(SignalKind::terminate()).context("failed to wait for SIGTERM")?,
+        })
+    }
 }
 
 /// Everything that lives as long as the probes.
@@ -190,12 +209,15 @@ impl Session {
     }
 
     /// Until something ends it; the reason why.
-    async fn watch(&mut self, args: &RecordArgs, recorder: &mut Recorder) -> Result<String> {
+    async fn watch(
+        &mut self,
+        args: &RecordArgs,
+        recorder: &mut Recorder,
+        signals: &mut Signals,
+    ) -> Result<String> {
         let pidfd = self.target.process.pidfd().try_clone_to_owned()?;
         // SAFETY: the descriptor is owned by what is registered, so it stays open as long.
         let exit = unsafe { AsyncFd::register(pidfd) }.context("failed to watch the process")?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
         let end = async {
             match args.duration {
                 Some(duration) => tokio::time::sleep(duration).await,
@@ -218,8 +240,8 @@ impl Session {
         let ended = loop {
             tokio::select! {
                 biased;
-                _ = interrupt.recv() => break "interrupted (SIGINT)".to_owned(),
-                _ = terminate.recv() => break "terminated (SIGTERM)".to_owned(),
+                _ = signals.interrupt.recv() => break "interrupted (SIGINT)".to_owned(),
+                _ = signals.terminate.recv() => break "terminated (SIGTERM)".to_owned(),
                 () = &mut end => break "the duration is over".to_owned(),
                 _ = exit.readable() => break "the process exited".to_owned(),
                 () = next_snapshot(&mut snapshots) => self.take(recorder, None).await?,
