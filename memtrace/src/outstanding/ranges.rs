@@ -73,6 +73,30 @@ pub struct RangeAnomalies {
     pub unknown_break: u64,
 }
 
+impl RangeAnomalies {
+    /// Of each: its stable name as it stands in JSON, its count, and a sentence that a user can
+    /// act on.
+    pub fn counters(&self) -> [(&'static str, u64, &'static str); 3] {
+        [
+            (
+                "range_malformed",
+                self.malformed,
+                "a mapping call named addresses that cannot exist: it was left out",
+            ),
+            (
+                "range_over_capacity",
+                self.over_capacity,
+                "more than 1,048,576 mappings at once: those beyond are missing",
+            ),
+            (
+                "range_unknown_break",
+                self.unknown_break,
+                "the program break moved from an unknown place: that one growth is missing",
+            ),
+        ]
+    }
+}
+
 /// The kernel's own default limit is 65,530 mappings per process; splitting here follows its.
 pub const MAX_INTERVALS: usize = 1 << 20;
 
@@ -114,6 +138,11 @@ impl RangeMap {
             page_size_bytes,
             anomalies: RangeAnomalies::default(),
         }
+    }
+
+    /// Tells where the program break is before the first event, e.g. the end of `[heap]`.
+    pub fn set_break(&mut self, at: u64) {
+        self.current_break = Some(at);
     }
 
     pub fn anomalies(&self) -> RangeAnomalies {

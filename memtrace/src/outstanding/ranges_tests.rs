@@ -123,6 +123,19 @@ fn mremap_of_memory_older_than_the_attach_maps_only_the_growth() {
 }
 
 #[test]
+fn a_break_that_is_told_beforehand_makes_the_first_growth_known() {
+    let mut map = RangeMap::new(PAGE);
+    map.set_break(0x100_0000);
+    let op = RangeOp::Brk { old_break: None, new_break: 0x100_0000 + 3 * PAGE };
+    map.apply(&RangeEvent { time_ns: 1, op, stack: 1, allocator_internal: false });
+    assert_eq!(map.anomalies(), RangeAnomalies::default());
+    assert_eq!(
+        map.ranges(2, &|_| false).iter().map(|range| range.length_bytes).sum::<u64>(),
+        3 * PAGE
+    );
+}
+
+#[test]
 fn the_break_grows_and_shrinks_by_pages() {
     let at = |bytes| RangeOp::Brk { old_break: None, new_break: 0x100_0000 + bytes };
     let map = after(&[at(0), at(100), at(3 * PAGE), at(PAGE + 1)]);

@@ -19,7 +19,7 @@ use super::target::{Target, resolve};
 use crate::cli::RecordArgs;
 use crate::doctor::gather_plain_host;
 use crate::go::{GoReader, open_network_namespace};
-use crate::kernel::{Kernel, KernelConfig, Notice};
+use crate::kernel::{Kernel, KernelConfig, LogReader, Notice};
 use crate::outstanding::ranges::RangeMap;
 use crate::plan::host::HostFacts;
 use crate::report::visible;
@@ -83,6 +83,8 @@ struct Session {
     ranges: RangeMap,
     go: GoReader,
     own: Process,
+    /// The kernel side's diagnostics, with `--verbose`.
+    log: Option<LogReader>,
     verbose: bool,
     /// No call counts any more.
     closed: bool,
@@ -120,15 +122,27 @@ impl Session {
             verbose: args.verbose,
             ..defaults
         })?;
+        let log = match args.verbose {
+            true => kernel
+                .take_log_reader()
+                .inspect_err(|error| log::warn!("{error:#}; going on without"))
+                .ok(),
+            false => None,
+        };
         space.publish(&mut kernel, pid)?;
         let namespace = open_network_namespace(pid).unwrap_or_else(|reason| {
             eprintln!("memtrace: {reason}: the Go profile is asked for from here");
             None
         });
+        let mut ranges = RangeMap::new(host.page_size_bytes);
+        if let Some(end) = space.heap_end {
+            ranges.set_break(end);
+        }
         Ok(Self {
-            ranges: RangeMap::new(host.page_size_bytes),
+            ranges,
             go: GoReader::new(args.go_profile.clone(), namespace),
             own: Process::open(std::process::id())?,
+            log,
             verbose: args.verbose,
             closed: false,
             armed_at: Instant::now(),
@@ -262,6 +276,9 @@ impl Session {
 
     /// Applies what the ring holds; the reason to end, where there is one.
     fn drain(&mut self) -> Option<String> {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
         let drained = match self.closed {
             true => self.kernel.drain_ring_fully(),
             false => self.kernel.drain_ring(),

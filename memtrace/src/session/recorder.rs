@@ -13,10 +13,11 @@ use crate::kernel::{KernelCost, KernelSnapshot};
 use crate::outstanding::ranges::RangeMap;
 use crate::snapshot::file::RecordingWriter;
 use crate::snapshot::{
-    AddressNames, GoBooks, Known, Name, Native, OwnCost, ProbeReport, ProcessMemory, Recording,
-    Snapshot, StackDef,
+    AddressNames, GoBooks, Header, Known, Name, Native, OwnCost, ProbeReport, ProcessMemory,
+    Recording, Snapshot, StackDef,
 };
 use crate::stacks::frames::range_is_go_runtimes;
+use crate::stacks::text::demangle;
 
 pub struct Recorder {
     recording: Recording,
@@ -24,6 +25,8 @@ pub struct Recorder {
     armed: Instant,
     /// By address; what is in here is in the recording, too.
     names: HashMap<u64, Vec<Name>>,
+    /// The probed function by the address of its entry site: the leaf of every stack.
+    probed: HashMap<u64, String>,
     /// Stacks in which the Go runtime maps memory for itself.
     go_runtime_stacks: HashSet<u64>,
 }
@@ -52,7 +55,8 @@ impl Recorder {
         armed: Instant,
     ) -> Self {
         let (names, go_runtime_stacks) = (HashMap::new(), HashSet::new());
-        Self { recording, writer, armed, names, go_runtime_stacks }
+        let probed = probed_functions(&recording.header);
+        Self { recording, writer, armed, names, probed, go_runtime_stacks }
     }
 
     pub fn min_age_ns(&self) -> u64 {
@@ -84,7 +88,10 @@ impl Recorder {
                 stacks: of_process.map(|process| process.stacks).unwrap_or_default(),
                 ranges: ranges
                     .ranges(kernel.monotonic_ns, &|stack| self.go_runtime_stacks.contains(&stack)),
-                losses: labelled(Loss::ALL, &kernel.losses, Loss::label),
+                losses: labelled(Loss::ALL, &kernel.losses, Loss::label)
+                    .into_iter()
+                    .chain(ranges.anomalies().counters().map(|line| (line.0.to_owned(), line.1)))
+                    .collect(),
                 tallies: labelled(Tally::ALL, &kernel.tallies, Tally::label),
                 hits: readings.hits,
             },
@@ -127,7 +134,10 @@ impl Recorder {
         let frames = stacks.iter().map(|stack| stack.frames.as_slice());
         let mut new_names = space.symbolizer.name_stacks(frames);
         new_names.retain(|names| !self.names.contains_key(&names.address));
-        for names in &new_names {
+        for names in &mut new_names {
+            if let Some(function) = self.probed.get(&names.address) {
+                name_as_probed(&mut names.names, function);
+            }
             self.names.insert(names.address, names.names.clone());
         }
         for stack in stacks {
@@ -137,6 +147,39 @@ impl Recorder {
             }
         }
         new_names
+    }
+}
+
+/// Where each probe stands in the tracee, and what the plan calls the function there.
+fn probed_functions(header: &Header) -> HashMap<u64, String> {
+    let mut functions = HashMap::new();
+    for probe in &header.probes.attached {
+        let site = probe.function_file_offset.saturating_add(probe.entry_site);
+        let objects = header.tracee.objects.iter().filter(|object| object.path == probe.object);
+        for mapping in objects.flat_map(|object| &object.mappings) {
+            let at = site
+                .checked_sub(mapping.file_offset)
+                .and_then(|offset| mapping.start.checked_add(offset))
+                .filter(|at| *at < mapping.end);
+            if let Some(at) = at {
+                functions.insert(at, demangle(&probe.function).into_owned());
+            }
+        }
+    }
+    functions
+}
+
+/// The function under the name that was probed (`malloc`) instead of another one of the same code
+/// (`__libc_malloc`), which the debug information may prefer. File and line stay.
+fn name_as_probed(names: &mut Vec<Name>, function: &str) {
+    match names.iter_mut().find(|name| !name.inlined) {
+        Some(name) => function.clone_into(&mut name.function),
+        None => names.push(Name {
+            function: function.to_owned(),
+            file: None,
+            line: None,
+            inlined: false,
+        }),
     }
 }
 
@@ -167,4 +210,51 @@ pub fn as_ns(duration: Duration) -> u64 {
 /// 0 where the clock stands before 1970.
 pub fn unix_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, as_ns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::synthetic;
+
+    fn name(function: &str, inlined: bool) -> Name {
+        Name { function: function.into(), file: Some("malloc.c".into()), line: Some(7), inlined }
+    }
+
+    #[test]
+    fn the_leaf_has_the_name_that_was_probed_and_keeps_its_line() {
+        let mut names = vec![name("checked_request2size", true), name("__libc_malloc", false)];
+        name_as_probed(&mut names, "malloc");
+        assert_eq!(names, [name("checked_request2size", true), name("malloc", false)]);
+    }
+
+    #[test]
+    fn a_leaf_without_a_name_gets_the_one_that_was_probed() {
+        let mut names = Vec::new();
+        name_as_probed(&mut names, "malloc");
+        let expected = Name { file: None, line: None, ..name("malloc", false) };
+        assert_eq!(names, [expected]);
+    }
+
+    #[test]
+    fn a_probe_is_found_at_its_entry_site_in_its_own_object_only() {
+        let mut header = synthetic::recording().header;
+        header.probes.attached[0].entry_site = 4;
+        let functions = probed_functions(&header);
+        let probe = &header.probes.attached[0];
+        let objects = &header.tracee.objects;
+        let libc = objects.iter().find(|object| object.path == probe.object).unwrap();
+        let mapping = &libc.mappings[0];
+        let at = mapping.start + probe.function_file_offset + 4 - mapping.file_offset;
+        assert_eq!(functions.get(&at).map(String::as_str), Some("malloc"));
+        assert_eq!(functions.len(), header.probes.attached.len());
+    }
+
+    #[test]
+    fn a_probe_outside_of_every_mapping_names_nothing() {
+        let mut header = synthetic::recording().header;
+        header.probes.attached.truncate(1);
+        header.probes.attached[0].entry_site = u64::MAX;
+        assert!(probed_functions(&header).is_empty());
+    }
 }
