@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1;
-use hyper::header::{ACCEPT_ENCODING, CONNECTION, HOST, HeaderValue};
+use hyper::header::{ACCEPT_ENCODING, CONNECTION, HOST, HeaderValue, USER_AGENT};
 use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,6 +19,8 @@ const HEAD_BYTES: usize = 64 * 1024;
 /// How much an answer may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    /// From the first byte sent to the end of the answer's head, where that is to be shorter.
+    pub head_timeout: Option<Duration>,
     /// For the whole exchange, from the first byte sent to the last received.
     pub timeout: Duration,
     pub body_bytes: usize,
@@ -35,6 +37,8 @@ pub struct Response {
 pub enum HttpError {
     #[error("failed to make a request for `{path}` at `{host}`: not a valid path or host")]
     Request { host: String, path: String },
+    #[error("no answer within {} ms", .0.as_millis())]
+    NoAnswer(Duration),
     #[error("no complete answer within {} ms", .0.as_millis())]
     TimedOut(Duration),
     #[error("the answer is not valid HTTP")]
@@ -64,6 +68,8 @@ where
     let headers = request.headers_mut();
     headers.insert(HOST, HeaderValue::from_str(host).map_err(|_| invalid())?);
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    let agent = HeaderValue::from_static(concat!("memtrace/", env!("CARGO_PKG_VERSION")));
+    headers.insert(USER_AGENT, agent);
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
 
     let exchange = async {
@@ -73,7 +79,14 @@ where
             .await
             .map_err(HttpError::Protocol)?;
         let answer = async {
-            let response = sender.send_request(request).await.map_err(HttpError::Protocol)?;
+            let head = sender.send_request(request);
+            let response = match limits.head_timeout {
+                Some(limit) => tokio::time::timeout(limit, head)
+                    .await
+                    .map_err(|_| HttpError::NoAnswer(limit))?,
+                None => head.await,
+            }
+            .map_err(HttpError::Protocol)?;
             let status = response.status().as_u16();
             let body = Limited::new(response.into_body(), limits.body_bytes)
                 .collect()
@@ -109,7 +122,8 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    const LIMITS: Limits = Limits { timeout: Duration::from_millis(300), body_bytes: 1000 };
+    const LIMITS: Limits =
+        Limits { head_timeout: None, timeout: Duration::from_millis(300), body_bytes: 1000 };
 
     /// Asks a server that reads the request and then sends `answer`, closing if `close`.
     fn ask(answer: Vec<u8>, close: bool) -> (Result<Response, HttpError>, String) {

@@ -12,14 +12,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::header::{CONNECTION, HOST, USER_AGENT};
-use hyper::{Request, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
+use hyper::{StatusCode, Uri};
 use thiserror::Error;
 
 use super::profile::Limits;
+use crate::http::{self, HttpError};
 
 /// What is asked for where no path was given: profile and `runtime.MemStats` in one answer.
 const DEFAULT_PATH: &str = "/debug/pprof/heap?debug=1";
@@ -117,7 +114,7 @@ pub enum FetchError {
     #[error("the answer was not complete within {} ms", .0.as_millis())]
     TooSlow(Duration),
     #[error("not an HTTP answer: {0}")]
-    Http(#[from] hyper::Error),
+    Http(hyper::Error),
     #[error("answered {0}; redirects are not followed")]
     Status(StatusCode),
     #[error("the answer is larger than {0} bytes")]
@@ -125,7 +122,20 @@ pub enum FetchError {
     #[error("the answer broke off: {0}")]
     Broken(String),
     #[error("the request cannot be made: {0}")]
-    Request(#[from] hyper::http::Error),
+    Request(HttpError),
+}
+
+impl From<HttpError> for FetchError {
+    fn from(error: HttpError) -> Self {
+        match error {
+            HttpError::NoAnswer(limit) => Self::NoAnswer(limit),
+            HttpError::TimedOut(limit) => Self::TooSlow(limit),
+            HttpError::Protocol(error) => Self::Http(error),
+            HttpError::TooLong(limit) => Self::TooLarge(limit),
+            HttpError::Body(error) => Self::Broken(error.to_string()),
+            HttpError::Request { .. } => Self::Request(error),
+        }
+    }
 }
 
 /// Fetches within fixed bounds.
@@ -162,28 +172,17 @@ impl Fetcher {
         let stream = self.connect(endpoint.address).await?;
         stream.set_nonblocking(true).map_err(FetchError::Connect)?;
         let stream = tokio::net::TcpStream::from_std(stream).map_err(FetchError::Connect)?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let _connection = AbortOnDrop(tokio::spawn(connection));
-
-        let request = Request::get(&endpoint.path)
-            .header(HOST, endpoint.address.to_string())
-            .header(USER_AGENT, concat!("memtrace/", env!("CARGO_PKG_VERSION")))
-            .header(CONNECTION, "close")
-            .body(Empty::<Bytes>::new())?;
-        let response = tokio::time::timeout(self.head_timeout, sender.send_request(request))
-            .await
-            .map_err(|_| FetchError::NoAnswer(self.head_timeout))??;
-        if response.status() != StatusCode::OK {
-            return Err(FetchError::Status(response.status()));
-        }
-        let body = Limited::new(response.into_body(), self.body_bytes).collect().await;
-        match body {
-            Ok(body) => Ok(body.to_bytes().to_vec()),
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-                Err(FetchError::TooLarge(self.body_bytes))
-            }
-            Err(error) => Err(FetchError::Broken(error.to_string())),
+        let limits = http::Limits {
+            head_timeout: Some(self.head_timeout),
+            timeout: self.deadline,
+            body_bytes: self.body_bytes,
+        };
+        let host = endpoint.address_text();
+        let response = http::get(stream, &host, &endpoint.path, limits).await?;
+        match StatusCode::from_u16(response.status) {
+            Ok(StatusCode::OK) => Ok(response.body.to_vec()),
+            Ok(status) => Err(FetchError::Status(status)),
+            Err(_) => Err(FetchError::Broken(format!("status {}", response.status))),
         }
     }
 
@@ -208,15 +207,6 @@ impl Fetcher {
         receiver.await.unwrap_or_else(|_| {
             Err(FetchError::Connect(io::Error::other("the connecting thread died")))
         })
-    }
-}
-
-/// The connection's task ends with the exchange, whatever the other side does.
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

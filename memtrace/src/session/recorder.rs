@@ -13,8 +13,8 @@ use crate::kernel::{KernelCost, KernelSnapshot};
 use crate::outstanding::ranges::RangeMap;
 use crate::snapshot::file::RecordingWriter;
 use crate::snapshot::{
-    AddressNames, GoBooks, Header, Known, Name, Native, OwnCost, ProbeReport, ProcessMemory,
-    Recording, Snapshot, StackDef,
+    AddressNames, AttachedProbe, GoBooks, Header, Known, Name, Native, Object, OwnCost,
+    ProbeReport, ProcessMemory, Recording, Snapshot, StackDef,
 };
 use crate::stacks::frames::range_is_go_runtimes;
 use crate::stacks::text::demangle;
@@ -55,7 +55,8 @@ impl Recorder {
         armed: Instant,
     ) -> Self {
         let (names, go_runtime_stacks) = (HashMap::new(), HashSet::new());
-        let probed = probed_functions(&recording.header);
+        let Header { probes, tracee, .. } = &recording.header;
+        let probed = probed_functions(&probes.attached, &tracee.objects).collect();
         Self { recording, writer, armed, names, probed, go_runtime_stacks }
     }
 
@@ -70,6 +71,8 @@ impl Recorder {
         space: &mut AddressSpace,
         ranges: &RangeMap,
     ) -> Result<()> {
+        let new_probes = probed_functions(&readings.new_probes.attached, &space.objects);
+        self.probed.extend(new_probes);
         let new_names = self.name(space, &readings.new_stacks);
         let recording = &mut self.recording;
         let known_objects = recording.header.tracee.objects.len() + recording.new_objects.len();
@@ -151,22 +154,20 @@ impl Recorder {
 }
 
 /// Where each probe stands in the tracee, and what the plan calls the function there.
-fn probed_functions(header: &Header) -> HashMap<u64, String> {
-    let mut functions = HashMap::new();
-    for probe in &header.probes.attached {
+fn probed_functions(
+    probes: &[AttachedProbe],
+    objects: &[Object],
+) -> impl Iterator<Item = (u64, String)> {
+    probes.iter().flat_map(|probe| {
         let site = probe.function_file_offset.saturating_add(probe.entry_site);
-        let objects = header.tracee.objects.iter().filter(|object| object.path == probe.object);
-        for mapping in objects.flat_map(|object| &object.mappings) {
-            let at = site
-                .checked_sub(mapping.file_offset)
-                .and_then(|offset| mapping.start.checked_add(offset))
-                .filter(|at| *at < mapping.end);
-            if let Some(at) = at {
-                functions.insert(at, demangle(&probe.function).into_owned());
-            }
-        }
-    }
-    functions
+        let objects = objects.iter().filter(|object| object.path == probe.object);
+        let mappings = objects.flat_map(|object| &object.mappings);
+        mappings.filter_map(move |mapping| {
+            let offset = site.checked_sub(mapping.file_offset)?;
+            let at = mapping.start.checked_add(offset).filter(|at| *at < mapping.end)?;
+            Some((at, demangle(&probe.function).into_owned()))
+        })
+    })
 }
 
 /// The function under the name that was probed (`malloc`) instead of another one of the same code
@@ -240,9 +241,9 @@ mod tests {
     fn a_probe_is_found_at_its_entry_site_in_its_own_object_only() {
         let mut header = synthetic::recording().header;
         header.probes.attached[0].entry_site = 4;
-        let functions = probed_functions(&header);
-        let probe = &header.probes.attached[0];
         let objects = &header.tracee.objects;
+        let functions: HashMap<_, _> = probed_functions(&header.probes.attached, objects).collect();
+        let probe = &header.probes.attached[0];
         let libc = objects.iter().find(|object| object.path == probe.object).unwrap();
         let mapping = &libc.mappings[0];
         let at = mapping.start + probe.function_file_offset + 4 - mapping.file_offset;
@@ -253,8 +254,10 @@ mod tests {
     #[test]
     fn a_probe_outside_of_every_mapping_names_nothing() {
         let mut header = synthetic::recording().header;
-        header.probes.attached.truncate(1);
-        header.probes.attached[0].entry_site = u64::MAX;
-        assert!(probed_functions(&header).is_empty());
+        for probe in &mut header.probes.attached {
+            probe.entry_site = u64::MAX;
+        }
+        let found = probed_functions(&header.probes.attached, &header.tracee.objects);
+        assert_eq!(found.count(), 0);
     }
 }

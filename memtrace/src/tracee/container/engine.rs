@@ -108,7 +108,7 @@ impl Engine {
             .await
             .map_err(|_| EngineError::Http(HttpError::TimedOut(timeout)))?
             .map_err(EngineError::Connect)?;
-        let limits = Limits { timeout, body_bytes: ANSWER_BYTES };
+        let limits = Limits { head_timeout: None, timeout, body_bytes: ANSWER_BYTES };
         let response = http::get(stream, "localhost", path, limits).await;
         let response = response.map_err(EngineError::Http)?;
         if response.status != 200 {
