@@ -24,7 +24,8 @@ use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use aya::programs::raw_trace_point::RawTracePointLink;
 use memtrace_common::rows::{
-    ARMED, BlockKey, BlockRow, ConfigRow, DRAINING, NoticedKey, ProcessRow, StackRow, TotalsKey, TotalsRow,
+    ARMED, BlockKey, BlockRow, ConfigRow, DRAINING, NoticedKey, ProcessRow, StackRow, TotalsKey,
+    TotalsRow,
 };
 
 pub use attach::{AttachOutcome, AttachReport};

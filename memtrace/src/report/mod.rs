@@ -17,7 +17,7 @@ mod style;
 mod text;
 
 pub use json::JSON_SCHEMA;
-pub use sanitize::visible;
+pub use sanitize::{visible, visible_lines};
 
 /// How a recording is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,8 @@ mod progress;
 mod range_events;
 mod record;
 mod recorder;
+mod say;
+mod signals;
 mod space;
 mod target;
 
@@ -21,6 +23,7 @@ use crate::snapshot::file::{Completeness, read_recording_file};
 use outputs::Outputs;
 
 pub use exit::exit_code;
+pub use say::warn;
 
 /// Runs one command line to its end.
 pub fn run(cli: Cli) -> Result<ExitCode> {
@@ -45,13 +48,13 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 fn report(args: &ReportArgs) -> Result<ExitCode> {
-    let mut outputs = Outputs::open(&args.formats, &[])?;
+    let mut outputs = Outputs::open(&args.formats, None, Some(&args.file))?;
     let (recording, completeness) = read_recording_file(&args.file)
         .with_context(|| format!("failed to read the recording `{}`", args.file.display()))?;
     let torn = match completeness {
         Completeness::Complete { .. } => None,
         Completeness::Torn(torn) => {
-            eprintln!("memtrace: `{}` is {torn}", args.file.display());
+            warn(format_args!("`{}` is {torn}", args.file.display()));
             Some(torn.to_string())
         }
     };
@@ -85,7 +88,8 @@ fn man_pages() -> Result<Vec<u8>> {
 
 /// A reader that went away (`| head`) is no error.
 fn to_stdout(bytes: &[u8]) -> Result<ExitCode> {
-    match io::stdout().write_all(bytes) {
+    let mut stdout = io::stdout();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(error).context("failed to write to standard output")
         }

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::SessionError;
 use super::outputs::{Outputs, Sink};
 use super::progress::{Progress, Status};
 use super::range_events::range_event;
 use super::recorder::{Readings, Recorder, as_ns, unix_ns};
+use super::say::{say, warn};
+use super::signals::Signals;
 use super::space::AddressSpace;
 use super::target::{Target, resolve};
 use crate::cli::RecordArgs;
@@ -41,21 +42,23 @@ const SETTLE: Duration = Duration::from_millis(30);
 const RESCAN_EVERY: Duration = Duration::from_secs(1);
 
 pub async fn run(args: RecordArgs) -> Result<ExitCode> {
-    let recording_path = args.output.as_deref();
-    let mut outputs = Outputs::open(&args.formats, recording_path.as_slice())?;
-    let sink = recording_path.map(Sink::open).transpose()?;
-
+    let mut outputs = Outputs::open(&args.formats, args.output.as_deref(), None)?;
     let target = resolve(&args.target).await?;
     let mut session = Session::prepare(&args, target)?;
-    let mut recorder = session.arm(&args, sink)?;
-    let ended = session.watch(&args, &mut recorder).await?;
+    // Before anything is armed and said: whoever waits for that may send a signal at once.
+    let mut signals = Signals::taken()?;
+    let mut recorder = session.arm(&args, outputs.take_recording())?;
+    let ended = session.watch(&args, &mut recorder, &mut signals).await?;
+    signals.give_back();
     session.close().await?;
     session.take(&mut recorder, Some(ended.clone())).await?;
     session.kernel.detach();
 
-    let recording = recorder.finish(&ended)?;
-    outputs.render(&recording, &args.formats, None)?;
-    session.child_exit_code()
+    let (recording, written) = recorder.finish(&ended);
+    let rendered = outputs.render(&recording, &args.formats, None);
+    let code = session.child_exit_code()?;
+    rendered.and(written)?;
+    Ok(code)
 }
 
 /// Everything that lives as long as the probes.
@@ -82,7 +85,7 @@ impl Session {
         let host = gather_plain_host();
         let mut space = AddressSpace::of(&target.process)?;
         for warning in &space.mappings.warnings {
-            eprintln!("memtrace: {}", visible(warning));
+            warn(visible(warning));
         }
         let objects = read_objects(&target.process, &space.mappings, &is_wanted);
         let plan = decide(&objects.objects, &host);
@@ -109,7 +112,7 @@ impl Session {
         })?;
         space.publish(&mut kernel, pid)?;
         let namespace = open_network_namespace(pid).unwrap_or_else(|reason| {
-            eprintln!("memtrace: {reason}: the Go profile is asked for from here");
+            warn(format_args!("{reason}: the Go profile is asked for from here"));
             None
         });
         Ok(Self {
@@ -131,11 +134,12 @@ impl Session {
     /// Attaches, arms, lets a command of our own go, says so.
     fn arm(&mut self, args: &RecordArgs, sink: Option<Sink>) -> Result<Recorder> {
         let pid = self.target.process.pid();
-        let probes = self.attach()?;
+        let (probes, denied) = self.attach()?;
         if probes.attached.is_empty() {
             let reasons = reasons(&probes.not_probed);
             return Err(match self.target.process.has_exited() {
                 true => SessionError::ExitedEarly { pid },
+                false if denied => SessionError::AttachDenied { pid, reasons },
                 false => SessionError::NothingAttached { pid, reasons },
             }
             .into());
@@ -161,29 +165,34 @@ impl Session {
             spawned.resume()?;
         }
         let comm = visible(&self.target.process.comm);
-        eprintln!("tracing PID {pid} ({comm}) ({count} probes armed)");
+        say(format_args!("tracing PID {pid} ({comm}) ({count} probes armed)"));
         Ok(Recorder::new(recording, writer, self.armed_at))
     }
 
     /// Attaches the plan. What could not be attached stays listed, with its reason and its place.
-    fn attach(&mut self) -> Result<ProbeReport> {
+    /// And whether any was denied for lack of privileges.
+    fn attach(&mut self) -> Result<(ProbeReport, bool)> {
+        let mut any_denied = false;
         let outcome = self.kernel.attach(self.target.process.pid(), &self.plan)?;
         let mut report = ProbeReport::default();
         for (probe, outcome) in self.plan.probes.iter().zip(outcome.probes) {
             match outcome {
                 AttachOutcome::Attached => report.attached.push(attached(probe)),
-                AttachOutcome::Failed { reason } => report.not_probed.push(NotProbed {
-                    object: probe.object.clone(),
-                    function: Some(probe.function.clone()),
-                    reason,
-                }),
+                AttachOutcome::Failed { reason, denied } => {
+                    any_denied |= denied;
+                    report.not_probed.push(NotProbed {
+                        object: probe.object.clone(),
+                        function: Some(probe.function.clone()),
+                        reason,
+                    });
+                }
             }
         }
         report.not_probed.extend(self.plan.not_probed.iter().cloned());
         report.not_probed.extend(self.objects.unreadable.iter().cloned());
         report.not_probed.extend(self.space.mappings.unreadable.iter().cloned());
         report.not_probed.extend(self.space.without_table());
-        Ok(report)
+        Ok((report, any_denied))
     }
 
     fn header(&self, args: &RecordArgs, probes: ProbeReport) -> Header {
@@ -214,12 +223,15 @@ impl Session {
     }
 
     /// Until something ends it; the reason why.
-    async fn watch(&mut self, args: &RecordArgs, recorder: &mut Recorder) -> Result<String> {
+    async fn watch(
+        &mut self,
+        args: &RecordArgs,
+        recorder: &mut Recorder,
+        signals: &mut Signals,
+    ) -> Result<String> {
         let pidfd = self.target.process.pidfd().try_clone_to_owned()?;
         // SAFETY: the descriptor is owned by what is registered, so it stays open as long.
         let exit = unsafe { AsyncFd::register(pidfd) }.context("failed to watch the process")?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
         let end = async {
             match args.duration {
                 Some(duration) => tokio::time::sleep(duration).await,
@@ -242,8 +254,7 @@ impl Session {
         let ended = loop {
             tokio::select! {
                 biased;
-                _ = interrupt.recv() => break "interrupted (SIGINT)".to_owned(),
-                _ = terminate.recv() => break "terminated (SIGTERM)".to_owned(),
+                reason = signals.next() => break reason.to_owned(),
                 () = &mut end => break "the duration is over".to_owned(),
                 _ = exit.readable() => break "the process exited".to_owned(),
                 () = next_snapshot(&mut snapshots) => self.take(recorder, None).await?,
@@ -302,7 +313,7 @@ impl Session {
         if let Err(error) = published
             && !process.has_exited()
         {
-            eprintln!("memtrace: {error:#}");
+            warn(format_args!("{error:#}"));
         }
     }
 
@@ -340,7 +351,8 @@ impl Session {
             own_memory: self.own.memory()?.rss,
             ended,
         };
-        recorder.take(readings, &mut self.space, &self.ranges)
+        recorder.take(readings, &mut self.space, &self.ranges);
+        Ok(())
     }
 
     fn show(&mut self, progress: &mut Progress, args: &RecordArgs) -> Result<()> {
@@ -371,7 +383,7 @@ impl Session {
         use std::os::unix::process::ExitStatusExt;
         let Some(spawned) = &mut self.target.spawned else { return Ok(ExitCode::SUCCESS) };
         let Some(status) = spawned.try_wait()? else {
-            eprintln!("the command goes on (PID {})", spawned.pid());
+            say(format_args!("the command goes on (PID {})", spawned.pid()));
             return Ok(ExitCode::SUCCESS);
         };
         // As a shell tells it.
@@ -404,17 +416,17 @@ fn explain(probes: &ProbeReport) {
     for probe in &probes.attached {
         let cost = if probe.entry_is_emulated { "one trap" } else { "single-stepped" };
         let back = probe.return_site.map(|at| format!(", return at +{at}")).unwrap_or_default();
-        eprintln!(
+        say(format_args!(
             "probe {} {} ({}): entry at +{} `{}` ({cost}){back}",
             visible(&probe.object),
             visible(&probe.function),
             probe.allocator,
             probe.entry_site,
             probe.entry_instruction,
-        );
+        ));
     }
     for missing in &probes.not_probed {
-        eprintln!("not probed: {}", visible(reasons(std::slice::from_ref(missing)).trim()));
+        say(format_args!("not probed: {}", reasons(std::slice::from_ref(missing)).trim()));
     }
 }
 

@@ -4,14 +4,15 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use memtrace_common::counters::{Loss, Tally};
 
 use super::outputs::Sink;
+use super::say::warn;
 use super::space::AddressSpace;
 use crate::kernel::{KernelCost, KernelSnapshot};
 use crate::outstanding::ranges::RangeMap;
-use crate::snapshot::file::RecordingWriter;
+use crate::snapshot::file::{FileError, RecordingWriter};
 use crate::snapshot::{
     AddressNames, GoBooks, Known, Name, Native, OwnCost, ProcessMemory, Recording, Snapshot,
     StackDef,
@@ -21,6 +22,8 @@ use crate::stacks::frames::range_is_go_runtimes;
 pub struct Recorder {
     recording: Recording,
     writer: Option<RecordingWriter<Sink>>,
+    /// Why the file was given up.
+    failed: Option<anyhow::Error>,
     armed: Instant,
     /// By address; what is in here is in the recording, too.
     names: HashMap<u64, Vec<Name>>,
@@ -48,7 +51,7 @@ impl Recorder {
         armed: Instant,
     ) -> Self {
         let (names, go_runtime_stacks) = (HashMap::new(), HashSet::new());
-        Self { recording, writer, armed, names, go_runtime_stacks }
+        Self { recording, writer, failed: None, armed, names, go_runtime_stacks }
     }
 
     pub fn min_age_ns(&self) -> u64 {
@@ -56,12 +59,7 @@ impl Recorder {
     }
 
     /// Names new stacks, composes the snapshot, appends it to the recording.
-    pub fn take(
-        &mut self,
-        readings: Readings,
-        space: &mut AddressSpace,
-        ranges: &RangeMap,
-    ) -> Result<()> {
+    pub fn take(&mut self, readings: Readings, space: &mut AddressSpace, ranges: &RangeMap) {
         let new_names = self.name(space, &readings.new_stacks);
         let recording = &mut self.recording;
         let known_objects = recording.header.tracee.objects.len() + recording.new_objects.len();
@@ -98,23 +96,39 @@ impl Recorder {
             ended: readings.ended,
         };
         if let Some(writer) = &mut self.writer {
-            writer
-                .append(&new_objects, &readings.new_stacks, &new_names, &snapshot)
-                .context("failed to write the recording")?;
+            let appended = writer.append(&new_objects, &readings.new_stacks, &new_names, &snapshot);
+            if let Err(error) = appended {
+                self.give_up(error);
+            }
         }
+        let recording = &mut self.recording;
         recording.new_objects.extend(new_objects);
         recording.stacks.extend(readings.new_stacks);
         recording.names.extend(new_names);
         recording.snapshots.push(snapshot);
-        Ok(())
     }
 
-    /// Ends the file; what was recorded, for the report.
-    pub fn finish(mut self, reason: &str) -> Result<Recording> {
-        if let Some(writer) = self.writer.take() {
-            writer.finish(reason).context("failed to end the recording")?;
+    /// A full disk ends the file, which stays readable up to there, and not the tracing.
+    fn give_up(&mut self, error: FileError) {
+        self.writer = None;
+        let gone = |source: &std::io::Error| source.kind() == std::io::ErrorKind::BrokenPipe;
+        if matches!(&error, FileError::Write(source) if gone(source)) {
+            // A reader that went away (`| head`) is no error.
+            return;
         }
-        Ok(self.recording)
+        let error = anyhow::Error::from(error).context("the recording ends early");
+        warn(format_args!("{error:#}; the tracing goes on"));
+        self.failed = Some(error);
+    }
+
+    /// Ends the file; what was recorded, for the report, and whether the file holds all of it.
+    pub fn finish(mut self, reason: &str) -> (Recording, Result<()>) {
+        if let Some(writer) = self.writer.take()
+            && let Err(error) = writer.finish(reason)
+        {
+            self.give_up(error);
+        }
+        (self.recording, self.failed.map_or(Ok(()), Err))
     }
 
     /// The names that these stacks need and the recording lacks.
