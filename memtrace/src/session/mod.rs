@@ -48,7 +48,6 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 fn report(args: &ReportArgs) -> Result<ExitCode> {
-    let mut outputs = Outputs::open(&args.formats, None, Some(&args.file))?;
     let (recording, completeness) = read_recording_file(&args.file)
         .with_context(|| format!("failed to read the recording `{}`", args.file.display()))?;
     let torn = match completeness {
@@ -58,6 +57,7 @@ fn report(args: &ReportArgs) -> Result<ExitCode> {
             Some(torn.to_string())
         }
     };
+    let mut outputs = Outputs::open(&args.formats, None, Some(&args.file))?;
     outputs.render(&recording, &args.formats, torn)?;
     Ok(ExitCode::SUCCESS)
 }

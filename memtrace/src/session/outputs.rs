@@ -1,11 +1,11 @@
 //! Where results go: files, pipes, `/dev/null`, `-`. All are opened before the first probe is
 //! attached, so that an unwritable one is told before the target is touched; what a file held
-//! before is kept until there is something to write.
+//! before is kept until there is something to write, and a new file that got nothing is removed.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -24,7 +24,12 @@ pub struct Sink {
 
 enum Writer {
     Stdout(io::Stdout),
-    File { file: File, untouched: bool },
+    /// `created` is set as long as nothing was written to a file that was not there before.
+    File {
+        file: File,
+        untouched: bool,
+        created: Option<PathBuf>,
+    },
 }
 
 impl Sink {
@@ -36,12 +41,22 @@ impl Sink {
             });
         }
         let name = format!("`{}`", path.display());
-        let mut options = OpenOptions::new();
-        let file =
-            options.write(true).create(true).truncate(false).open(path).with_context(|| {
-                format!("failed to open {name} for writing; name a file in a writable directory")
-            })?;
-        Ok(Self { name, writer: Writer::File { file, untouched: true } })
+        let new = OpenOptions::new().write(true).create_new(true).open(path);
+        let (file, created) = match new {
+            Ok(file) => (Ok(file), Some(path.to_owned())),
+            Err(_) => {
+                (OpenOptions::new().write(true).create(true).truncate(false).open(path), None)
+            }
+        };
+        let file = file.with_context(|| {
+            format!("failed to open {name} for writing; name a file in a writable directory")
+        })?;
+        Ok(Self { name, writer: Writer::File { file, untouched: true, created } })
+    }
+
+    /// As a message quotes it.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Device and inode of a regular file: two names may mean the same one.
@@ -54,13 +69,15 @@ impl Sink {
         }
     }
 
-    /// Nothing was written: the file is empty, not what it held before.
+    /// Before the first byte: what the file held goes.
     fn begin(&mut self) -> io::Result<()> {
-        if let Writer::File { file, untouched } = &mut self.writer
+        if let Writer::File { file, untouched, created } = &mut self.writer
             && std::mem::take(untouched)
-            && file.metadata()?.is_file()
         {
-            file.set_len(0)?;
+            *created = None;
+            if file.metadata()?.is_file() {
+                file.set_len(0)?;
+            }
         }
         Ok(())
     }
@@ -70,6 +87,15 @@ impl Sink {
         match self.write_all(bytes).and_then(|()| self.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             other => other.with_context(|| format!("failed to write to {}", self.name)),
+        }
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if let Writer::File { created: Some(path), .. } = &self.writer {
+            // An empty file that stays is no harm.
+            let _ = std::fs::remove_file(path);
         }
     }
 }
@@ -186,6 +212,7 @@ impl Outputs {
                 .and_then(|bytes| sink.deliver(&bytes));
             if let Err(error) = delivered
                 && let Some(earlier) = failed.replace(error)
+                && failed.as_ref().is_some_and(|last| last.to_string() != earlier.to_string())
             {
                 warn(format_args!("{earlier:#}"));
             }

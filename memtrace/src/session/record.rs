@@ -25,7 +25,6 @@ use crate::plan::decide::{decide, is_wanted};
 use crate::plan::host::HostFacts;
 use crate::plan::{PlannedProbe, ProbePlan};
 use crate::report::visible;
-use crate::snapshot::file::RecordingWriter;
 use crate::snapshot::{
     AttachedProbe, Header, HostSummary, Known, NotProbed, ProbeReport, Recording, SCHEMA_VERSION,
     Tracee,
@@ -112,7 +111,9 @@ impl Session {
         })?;
         space.publish(&mut kernel, pid)?;
         let namespace = open_network_namespace(pid).unwrap_or_else(|reason| {
-            warn(format_args!("{reason}: the Go profile is asked for from here"));
+            if !target.process.has_exited() {
+                warn(format_args!("{reason}: the Go profile is asked for from here"));
+            }
             None
         });
         Ok(Self {
@@ -157,16 +158,13 @@ impl Session {
             names: Vec::new(),
             snapshots: Vec::new(),
         };
-        let writer = sink
-            .map(|sink| RecordingWriter::create(sink, &recording.header))
-            .transpose()
-            .context("failed to start the recording")?;
+        let recorder = Recorder::start(recording, sink, self.armed_at)?;
         if let Some(spawned) = &mut self.target.spawned {
             spawned.resume()?;
         }
         let comm = visible(&self.target.process.comm);
         say(format_args!("tracing PID {pid} ({comm}) ({count} probes armed)"));
-        Ok(Recorder::new(recording, writer, self.armed_at))
+        Ok(recorder)
     }
 
     /// Attaches the plan. What could not be attached stays listed, with its reason and its place.

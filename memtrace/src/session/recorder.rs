@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use memtrace_common::counters::{Loss, Tally};
 
 use super::outputs::Sink;
@@ -22,6 +22,8 @@ use crate::stacks::frames::range_is_go_runtimes;
 pub struct Recorder {
     recording: Recording,
     writer: Option<RecordingWriter<Sink>>,
+    /// Where it goes, for messages.
+    file: String,
     /// Why the file was given up.
     failed: Option<anyhow::Error>,
     armed: Instant,
@@ -45,13 +47,15 @@ pub struct Readings {
 }
 
 impl Recorder {
-    pub fn new(
-        recording: Recording,
-        writer: Option<RecordingWriter<Sink>>,
-        armed: Instant,
-    ) -> Self {
+    /// Starts the file, if there is to be one.
+    pub fn start(recording: Recording, sink: Option<Sink>, armed: Instant) -> Result<Self> {
+        let file = sink.as_ref().map(|sink| sink.name().to_owned()).unwrap_or_default();
+        let writer = sink
+            .map(|sink| RecordingWriter::create(sink, &recording.header))
+            .transpose()
+            .with_context(|| format!("failed to start the recording in {file}"))?;
         let (names, go_runtime_stacks) = (HashMap::new(), HashSet::new());
-        Self { recording, writer, failed: None, armed, names, go_runtime_stacks }
+        Ok(Self { recording, writer, file, failed: None, armed, names, go_runtime_stacks })
     }
 
     pub fn min_age_ns(&self) -> u64 {
@@ -116,7 +120,8 @@ impl Recorder {
             // A reader that went away (`| head`) is no error.
             return;
         }
-        let error = anyhow::Error::from(error).context("the recording ends early");
+        let error = anyhow::Error::from(error)
+            .context(format!("the recording in {} ends early", self.file));
         warn(format_args!("{error:#}; the tracing goes on"));
         self.failed = Some(error);
     }
