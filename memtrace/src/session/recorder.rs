@@ -8,10 +8,11 @@ use anyhow::{Context, Result};
 use memtrace_common::counters::{Loss, Tally};
 
 use super::outputs::Sink;
+use super::say::warn;
 use super::space::AddressSpace;
 use crate::kernel::{KernelCost, KernelSnapshot};
 use crate::outstanding::ranges::RangeMap;
-use crate::snapshot::file::RecordingWriter;
+use crate::snapshot::file::{FileError, RecordingWriter};
 use crate::snapshot::{
     AddressNames, GoBooks, Header, Known, Name, Native, OwnCost, ProbeReport, ProcessMemory,
     Recording, Snapshot, StackDef,
@@ -22,6 +23,10 @@ use crate::stacks::text::demangle;
 pub struct Recorder {
     recording: Recording,
     writer: Option<RecordingWriter<Sink>>,
+    /// Where it goes, for messages.
+    file: String,
+    /// Why the file was given up.
+    failed: Option<anyhow::Error>,
     armed: Instant,
     /// By address; what is in here is in the recording, too.
     names: HashMap<u64, Vec<Name>>,
@@ -49,14 +54,16 @@ pub struct Readings {
 }
 
 impl Recorder {
-    pub fn new(
-        recording: Recording,
-        writer: Option<RecordingWriter<Sink>>,
-        armed: Instant,
-    ) -> Self {
+    /// Starts the file, if there is to be one.
+    pub fn start(recording: Recording, sink: Option<Sink>, armed: Instant) -> Result<Self> {
+        let file = sink.as_ref().map(|sink| sink.name().to_owned()).unwrap_or_default();
+        let writer = sink
+            .map(|sink| RecordingWriter::create(sink, &recording.header))
+            .transpose()
+            .with_context(|| format!("failed to start the recording in {file}"))?;
         let (names, go_runtime_stacks) = (HashMap::new(), HashSet::new());
         let probed = probed_functions(&recording.header);
-        Self { recording, writer, armed, names, probed, go_runtime_stacks }
+        Ok(Self { recording, writer, file, failed: None, armed, names, probed, go_runtime_stacks })
     }
 
     pub fn min_age_ns(&self) -> u64 {
@@ -64,12 +71,7 @@ impl Recorder {
     }
 
     /// Names new stacks, composes the snapshot, appends it to the recording.
-    pub fn take(
-        &mut self,
-        readings: Readings,
-        space: &mut AddressSpace,
-        ranges: &RangeMap,
-    ) -> Result<()> {
+    pub fn take(&mut self, readings: Readings, space: &mut AddressSpace, ranges: &RangeMap) {
         let new_names = self.name(space, &readings.new_stacks);
         let recording = &mut self.recording;
         let known_objects = recording.header.tracee.objects.len() + recording.new_objects.len();
@@ -110,23 +112,40 @@ impl Recorder {
             new_probes: readings.new_probes,
         };
         if let Some(writer) = &mut self.writer {
-            writer
-                .append(&new_objects, &readings.new_stacks, &new_names, &snapshot)
-                .context("failed to write the recording")?;
+            let appended = writer.append(&new_objects, &readings.new_stacks, &new_names, &snapshot);
+            if let Err(error) = appended {
+                self.give_up(error);
+            }
         }
+        let recording = &mut self.recording;
         recording.new_objects.extend(new_objects);
         recording.stacks.extend(readings.new_stacks);
         recording.names.extend(new_names);
         recording.push(snapshot);
-        Ok(())
     }
 
-    /// Ends the file; what was recorded, for the report.
-    pub fn finish(mut self, reason: &str) -> Result<Recording> {
-        if let Some(writer) = self.writer.take() {
-            writer.finish(reason).context("failed to end the recording")?;
+    /// A full disk ends the file, which stays readable up to there, and not the tracing.
+    fn give_up(&mut self, error: FileError) {
+        self.writer = None;
+        let gone = |source: &std::io::Error| source.kind() == std::io::ErrorKind::BrokenPipe;
+        if matches!(&error, FileError::Write(source) if gone(source)) {
+            // A reader that went away (`| head`) is no error.
+            return;
         }
-        Ok(self.recording)
+        let error = anyhow::Error::from(error)
+            .context(format!("the recording in {} ends early", self.file));
+        warn(format_args!("{error:#}; the tracing goes on"));
+        self.failed = Some(error);
+    }
+
+    /// Ends the file; what was recorded, for the report, and whether the file holds all of it.
+    pub fn finish(mut self, reason: &str) -> (Recording, Result<()>) {
+        if let Some(writer) = self.writer.take()
+            && let Err(error) = writer.finish(reason)
+        {
+            self.give_up(error);
+        }
+        (self.recording, self.failed.map_or(Ok(()), Err))
     }
 
     /// The names that these stacks need and the recording lacks.
