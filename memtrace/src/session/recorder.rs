@@ -1,7 +1,7 @@
 //! Puts one snapshot together from all sources, and keeps the recording: in memory for the report,
 //! in the file for later.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -13,10 +13,10 @@ use crate::kernel::{KernelCost, KernelSnapshot};
 use crate::outstanding::ranges::RangeMap;
 use crate::snapshot::file::RecordingWriter;
 use crate::snapshot::{
-    AddressNames, GoBooks, Known, Name, Native, OwnCost, ProbeReport, ProcessMemory, Recording,
-    Snapshot, StackDef,
+    AddressNames, GoBooks, Known, Name, Native, OwnCost, ProbeReport, ProcessMemory, RangeOwner,
+    Recording, Snapshot, StackDef,
 };
-use crate::stacks::frames::range_is_go_runtimes;
+use crate::stacks::frames::range_owner;
 
 pub struct Recorder {
     recording: Recording,
@@ -24,8 +24,8 @@ pub struct Recorder {
     armed: Instant,
     /// By address; what is in here is in the recording, too.
     names: HashMap<u64, Vec<Name>>,
-    /// Stacks in which the Go runtime maps memory for itself.
-    go_runtime_stacks: HashSet<u64>,
+    /// Of the stacks in which the Go runtime or an allocator maps memory for itself.
+    range_owners: HashMap<u64, RangeOwner>,
 }
 
 /// All that one snapshot is made of.
@@ -51,8 +51,8 @@ impl Recorder {
         writer: Option<RecordingWriter<Sink>>,
         armed: Instant,
     ) -> Self {
-        let (names, go_runtime_stacks) = (HashMap::new(), HashSet::new());
-        Self { recording, writer, armed, names, go_runtime_stacks }
+        let (names, range_owners) = (HashMap::new(), HashMap::new());
+        Self { recording, writer, armed, names, range_owners }
     }
 
     pub fn min_age_ns(&self) -> u64 {
@@ -83,7 +83,7 @@ impl Recorder {
             native: Native {
                 stacks: of_process.map(|process| process.stacks).unwrap_or_default(),
                 ranges: ranges
-                    .ranges(kernel.monotonic_ns, &|stack| self.go_runtime_stacks.contains(&stack)),
+                    .ranges(kernel.monotonic_ns, &|stack| self.range_owners.get(&stack).copied()),
                 losses: labelled(Loss::ALL, &kernel.losses, Loss::label),
                 tallies: labelled(Tally::ALL, &kernel.tallies, Tally::label),
                 hits: readings.hits,
@@ -132,8 +132,8 @@ impl Recorder {
         }
         for stack in stacks {
             let names = stack.frames.iter().filter_map(|address| self.names.get(address)).flatten();
-            if range_is_go_runtimes(names) {
-                self.go_runtime_stacks.insert(stack.id);
+            if let Some(owner) = range_owner(names) {
+                self.range_owners.insert(stack.id, owner);
             }
         }
         new_names

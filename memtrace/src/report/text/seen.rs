@@ -5,9 +5,39 @@ use super::layout::{pad_left, wrap};
 use crate::outstanding::frames::base_name;
 use crate::report::numbers::{bytes, count, duration, grouped};
 use crate::report::sanitize::visible;
+use crate::snapshot::NotProbed;
 
 /// More than this many lines of what was not probed are summed up; JSON has all.
 const MOST_NOT_PROBED: usize = 20;
+
+/// Functions of one object that are not probed for one reason.
+#[derive(Debug, PartialEq, Eq)]
+struct NotProbedRow<'a> {
+    object: &'a str,
+    functions: Vec<&'a str>,
+    reason: &'a str,
+}
+
+/// One row for all functions that share an object and a reason: libstdc++ alone has dozens of
+/// operators that go through malloc.
+fn by_reason(not_probed: &[NotProbed]) -> Vec<NotProbedRow<'_>> {
+    let mut rows: Vec<NotProbedRow> = Vec::new();
+    for found in not_probed {
+        let function = found.function.as_deref();
+        let same = rows.iter_mut().find(|row| {
+            row.object == found.object && row.reason == found.reason && function.is_some()
+        });
+        match same {
+            Some(row) => row.functions.extend(function),
+            None => rows.push(NotProbedRow {
+                object: &found.object,
+                functions: function.into_iter().collect(),
+                reason: &found.reason,
+            }),
+        }
+    }
+    rows
+}
 
 impl Page<'_> {
     pub(super) fn not_probed(&mut self) {
@@ -17,17 +47,24 @@ impl Page<'_> {
             self.paragraph(2, "Nothing: every allocator found in the process is probed.");
             return;
         }
-        for row in not_probed.iter().take(MOST_NOT_PROBED) {
-            let function = row.function.as_deref().map(|name| format!(", {name}"));
+        let rows = by_reason(not_probed);
+        for row in rows.iter().take(MOST_NOT_PROBED) {
+            let functions = match row.functions.as_slice() {
+                [] => String::new(),
+                [one] => format!(", {one}"),
+                [first, ..] => {
+                    format!(", {} such as {first}", count(row.functions.len() as u64, "function"))
+                }
+            };
             let text = format!(
                 "{}{}: {}",
-                visible(base_name(&row.object)),
-                visible(&function.unwrap_or_default()),
-                visible(&row.reason)
+                visible(base_name(row.object)),
+                visible(&functions),
+                visible(row.reason)
             );
             self.paragraph(2, &text);
         }
-        if let Some(more) = not_probed.len().checked_sub(MOST_NOT_PROBED).filter(|more| *more > 0) {
+        if let Some(more) = rows.len().checked_sub(MOST_NOT_PROBED).filter(|more| *more > 0) {
             self.paragraph(2, &format!("and {} more: see --json", grouped(more as u64)));
         }
     }
@@ -86,5 +123,31 @@ impl Page<'_> {
             duration(own.unwind_build_ns)
         );
         self.paragraph(2, &text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_not_probed_for_one_reason_share_a_line() {
+        let not_probed = |object: &str, function: Option<&str>, reason: &str| NotProbed {
+            object: object.to_owned(),
+            function: function.map(str::to_owned),
+            reason: reason.to_owned(),
+        };
+        let found = [
+            not_probed("/a.so", Some("_Znwm"), "forwards"),
+            not_probed("/a.so", Some("_ZdlPv"), "forwards"),
+            not_probed("/b.so", Some("_ZdlPv"), "forwards"),
+            not_probed("/a.so", Some("_Znam"), "too short"),
+            not_probed("/a.so", None, "no symbols"),
+        ];
+        let rows = by_reason(&found);
+        let of = |row: &NotProbedRow<'_>| (row.object.to_owned(), row.functions.len());
+        let expected = [("/a.so", 2), ("/b.so", 1), ("/a.so", 1), ("/a.so", 0)];
+        let expected = expected.map(|(object, functions)| (object.to_owned(), functions));
+        assert_eq!(rows.iter().map(of).collect::<Vec<_>>(), expected);
     }
 }
