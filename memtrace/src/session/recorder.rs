@@ -1,7 +1,7 @@
 //! Puts one snapshot together from all sources, and keeps the recording: in memory for the report,
 //! in the file for later.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -15,9 +15,9 @@ use crate::outstanding::ranges::RangeMap;
 use crate::snapshot::file::{FileError, RecordingWriter};
 use crate::snapshot::{
     AddressNames, GoBooks, Header, Known, Name, Native, OwnCost, ProbeReport, ProcessMemory,
-    Recording, Snapshot, StackDef,
+    RangeOwner, Recording, Snapshot, StackDef,
 };
-use crate::stacks::frames::range_is_go_runtimes;
+use crate::stacks::frames::range_owner;
 use crate::stacks::text::demangle;
 
 pub struct Recorder {
@@ -32,8 +32,8 @@ pub struct Recorder {
     names: HashMap<u64, Vec<Name>>,
     /// The probed function by the address of its entry site: the leaf of every stack.
     probed: HashMap<u64, String>,
-    /// Stacks in which the Go runtime maps memory for itself.
-    go_runtime_stacks: HashSet<u64>,
+    /// Of the stacks in which the Go runtime or an allocator maps memory for itself.
+    range_owners: HashMap<u64, RangeOwner>,
 }
 
 /// All that one snapshot is made of.
@@ -61,9 +61,9 @@ impl Recorder {
             .map(|sink| RecordingWriter::create(sink, &recording.header))
             .transpose()
             .with_context(|| format!("failed to start the recording in {file}"))?;
-        let (names, go_runtime_stacks) = (HashMap::new(), HashSet::new());
+        let (names, range_owners) = (HashMap::new(), HashMap::new());
         let probed = probed_functions(&recording.header);
-        Ok(Self { recording, writer, file, failed: None, armed, names, probed, go_runtime_stacks })
+        Ok(Self { recording, writer, file, failed: None, armed, names, probed, range_owners })
     }
 
     pub fn min_age_ns(&self) -> u64 {
@@ -89,7 +89,7 @@ impl Recorder {
             native: Native {
                 stacks: of_process.map(|process| process.stacks).unwrap_or_default(),
                 ranges: ranges
-                    .ranges(kernel.monotonic_ns, &|stack| self.go_runtime_stacks.contains(&stack)),
+                    .ranges(kernel.monotonic_ns, &|stack| self.range_owners.get(&stack).copied()),
                 losses: labelled(Loss::ALL, &kernel.losses, Loss::label)
                     .into_iter()
                     .chain(ranges.anomalies().counters().map(|line| (line.0.to_owned(), line.1)))
@@ -161,8 +161,8 @@ impl Recorder {
         }
         for stack in stacks {
             let names = stack.frames.iter().filter_map(|address| self.names.get(address)).flatten();
-            if range_is_go_runtimes(names) {
-                self.go_runtime_stacks.insert(stack.id);
+            if let Some(owner) = range_owner(names) {
+                self.range_owners.insert(stack.id, owner);
             }
         }
         new_names
