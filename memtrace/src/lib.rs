@@ -14,6 +14,8 @@
 
 pub mod http;
 
+pub mod sanitize;
+
 pub mod tracee;
 
 pub mod plan;

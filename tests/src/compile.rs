@@ -61,9 +61,9 @@ impl Kind {
     }
 }
 
-/// The path of the compiled program `name`, compiling it if need be. Callers hold the turn of
-/// [`crate::serial`].
+/// The path of the compiled program `name`, compiling it if need be.
 pub fn program(name: &str, kind: Kind) -> Result<PathBuf> {
+    let _lock = crate::serial::wait_for("compile")?;
     let sources = crate::workspace().join("tests/programs").join(kind.folder());
     let directory = crate::target_dir().join("programs").join(kind.folder());
     fs::create_dir_all(&directory).with_context(|| format!("create `{}`", directory.display()))?;

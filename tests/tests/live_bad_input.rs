@@ -163,7 +163,8 @@ fn a_process_that_is_killed_in_mid_run_is_reported_until_then() -> Result<()> {
 
 #[test]
 fn a_reused_pid_is_another_process() -> Result<()> {
-    let _turn = serial::turn()?;
+    // Others take pids too.
+    let _alone = serial::alone()?;
     let executable = compile::program("malloc", Kind::C)?;
     let mut first = Program::start(&executable, &[""; 0], &[])?;
     let pid = first.pid();
@@ -199,7 +200,8 @@ fn a_container_that_does_not_exist_is_named() -> Result<()> {
 
 #[test]
 fn an_id_prefix_of_several_containers_lists_them() -> Result<()> {
-    let _turn = serial::turn()?;
+    // Its prefix must mean its own containers.
+    let _alone = serial::alone()?;
     let busy = compile::program("busy", Kind::CStaticMusl)?;
     let image = Image::of("several", &[&busy], &[])?;
     let mut containers: Vec<(String, Container)> = Vec::new();

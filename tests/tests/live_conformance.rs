@@ -89,10 +89,7 @@ cases! {
 
 #[test]
 fn a_library_that_arrives_by_dlopen_is_named() -> Result<()> {
-    let plugin = {
-        let _turn = memtrace_tests::serial::turn()?;
-        compile::program("plugin", Kind::CLibrary)?
-    };
+    let plugin = compile::program("plugin", Kind::CLibrary)?;
     let path: &'static str = plugin.to_string_lossy().into_owned().leak();
     Case::new("dlopen_library", Kind::C).arguments(vec![path].leak()).check()
 }

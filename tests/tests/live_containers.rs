@@ -20,7 +20,7 @@ fn traced(container: &Container) -> Result<Recording> {
 
 #[test]
 fn a_neighbour_of_the_same_image_is_neither_counted_nor_slowed() -> Result<()> {
-    let _turn = serial::turn()?;
+    let _alone = serial::alone()?;
     let image = Image::of("neighbours", &[&compile::program("busy", Kind::C)?], &[])?;
     let run = |name| Container::run(name, &["--network", "none", &image.name, "/busy", "1", "100"]);
     let (target, neighbour) = (run("target")?, run("neighbour")?);

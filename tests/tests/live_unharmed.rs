@@ -32,6 +32,18 @@ fn after_sigkill_nothing_remains() -> Result<()> {
     ended_by(Signal::SIGKILL)
 }
 
+#[test]
+fn a_signal_as_soon_as_it_says_that_it_traces_still_brings_the_report() -> Result<()> {
+    let _turn = serial::turn()?;
+    let program = Program::start(&compile::program("busy", Kind::C)?, &["1"], &[])?;
+    for signal in [Signal::SIGINT, Signal::SIGTERM].repeat(3) {
+        let recording = Recording::attach(program.pid(), &["--go-profile", "off"])?;
+        recording.signal(signal)?;
+        recording.finish()?.recorded().with_context(|| format!("after an early {signal}"))?;
+    }
+    program.finish()
+}
+
 fn ended_by(signal: Signal) -> Result<()> {
     let _turn = serial::turn()?;
     let mut program = Program::start(&compile::program("busy", Kind::C)?, &[THREADS], &[])?;

@@ -22,6 +22,8 @@ pub fn run(arguments: &[String]) -> Result<()> {
     let own = arguments.iter().position(|argument| argument == "--");
     let (ours, theirs) = arguments.split_at(own.unwrap_or(arguments.len()));
     command.arg("--no-fail-fast").args(ours).args(theirs);
+    // The live tests wait for the kernel most of the time, and limit themselves.
+    command.env("RUST_TEST_THREADS", "4");
     command.env("MEMTRACE_BIN", paths::target().join("debug/memtrace"));
     let mut results = Results::default();
     let status = shell::run_lines(&mut command, |line| {

@@ -111,27 +111,27 @@ fn each_signature_tells_its_size_old_block_and_result_place() {
 #[test]
 fn an_overflowing_product_is_no_small_request() {
     let big = 1 << 33;
-    assert_eq!(request(Signature::Calloc, [big, big, 0]).size, u64::MAX);
-    assert_eq!(request(Signature::ReallocArray, [0x10, big, big]).size, u64::MAX);
-    assert_eq!(request(Signature::Calloc, [u64::MAX, 1, 0]).size, u64::MAX);
-    assert_eq!(request(Signature::Calloc, [0, u64::MAX, 0]).size, 0);
-    assert_eq!(request(Signature::Calloc, [u64::MAX, 0, 0]).size, 0);
+    assert_eq!(request(Signature::Calloc, [big, big, 0, 0]).size, u64::MAX);
+    assert_eq!(request(Signature::ReallocArray, [0x10, big, big, 0]).size, u64::MAX);
+    assert_eq!(request(Signature::Calloc, [u64::MAX, 1, 0, 0]).size, u64::MAX);
+    assert_eq!(request(Signature::Calloc, [0, u64::MAX, 0, 0]).size, 0);
+    assert_eq!(request(Signature::Calloc, [u64::MAX, 0, 0, 0]).size, 0);
     assert_eq!(
-        request(Signature::Calloc, [0xffff_ffff, 0xffff_ffff, 0]).size,
+        request(Signature::Calloc, [0xffff_ffff, 0xffff_ffff, 0, 0]).size,
         0xffff_fffe_0000_0001
     );
 }
 
 #[test]
 fn an_overflowing_reallocarray_fails_and_keeps_the_old_block() {
-    let asked = request(Signature::ReallocArray, [0x10, 1 << 32, 1 << 32]);
+    let asked = request(Signature::ReallocArray, [0x10, 1 << 32, 1 << 32, 0]);
     assert_eq!(outcome(Signature::ReallocArray, &asked, 0, never_read), Outcome::Failed);
 }
 
 #[test]
 fn a_block_exists_only_when_its_allocator_returned_one() {
     for signature in [Signature::Malloc, Signature::Calloc, Signature::AlignedAlloc] {
-        let asked = request(signature, [13, 13, 13]);
+        let asked = request(signature, [13, 13, 13, 0]);
         assert_eq!(outcome(signature, &asked, 0, never_read), Outcome::Failed);
         assert_eq!(
             outcome(signature, &asked, 0x40, never_read),
@@ -142,7 +142,7 @@ fn a_block_exists_only_when_its_allocator_returned_one() {
 
 #[test]
 fn malloc_of_zero_bytes_that_returns_a_pointer_is_a_block() {
-    let asked = request(Signature::Malloc, [0, 0, 0]);
+    let asked = request(Signature::Malloc, [0, 0, 0, 0]);
     assert_eq!(
         outcome(Signature::Malloc, &asked, 0x40, never_read),
         Outcome::Allocated { address: 0x40 }
@@ -151,13 +151,13 @@ fn malloc_of_zero_bytes_that_returns_a_pointer_is_a_block() {
 
 #[test]
 fn failed_realloc_keeps_the_old_block() {
-    let asked = request(Signature::Realloc, [0x10, 13, 0]);
+    let asked = request(Signature::Realloc, [0x10, 13, 0, 0]);
     assert_eq!(outcome(Signature::Realloc, &asked, 0, never_read), Outcome::Failed);
 }
 
 #[test]
 fn realloc_to_zero_does_what_it_returns() {
-    let asked = request(Signature::Realloc, [0x10, 0, 0]);
+    let asked = request(Signature::Realloc, [0x10, 0, 0, 0]);
     assert_eq!(outcome(Signature::Realloc, &asked, 0, never_read), Outcome::Released);
     assert_eq!(
         outcome(Signature::Realloc, &asked, 0x40, never_read),
@@ -167,19 +167,19 @@ fn realloc_to_zero_does_what_it_returns() {
 
 #[test]
 fn realloc_of_null_is_malloc() {
-    let asked = request(Signature::Realloc, [0, 13, 0]);
+    let asked = request(Signature::Realloc, [0, 13, 0, 0]);
     assert_eq!(
         outcome(Signature::Realloc, &asked, 0x40, never_read),
         Outcome::Allocated { address: 0x40 }
     );
     assert_eq!(outcome(Signature::Realloc, &asked, 0, never_read), Outcome::Failed);
-    let nothing = request(Signature::Realloc, [0, 0, 0]);
+    let nothing = request(Signature::Realloc, [0, 0, 0, 0]);
     assert_eq!(outcome(Signature::Realloc, &nothing, 0, never_read), Outcome::Failed);
 }
 
 #[test]
 fn posix_memalign_tells_its_block_in_memory_and_only_on_success() {
-    let asked = request(Signature::PosixMemalign, [0x20, 64, 13]);
+    let asked = request(Signature::PosixMemalign, [0x20, 64, 13, 0]);
     let found = outcome(Signature::PosixMemalign, &asked, 0xdead_0000_0000, |at| {
         assert_eq!(at, 0x20);
         Some(0x40)
@@ -193,7 +193,7 @@ fn posix_memalign_tells_its_block_in_memory_and_only_on_success() {
 
 #[test]
 fn xallocx_resizes_in_place_or_not_at_all() {
-    let asked = request(Signature::Xallocx, [0x10, 100, 0]);
+    let asked = request(Signature::Xallocx, [0x10, 100, 0, 0]);
     assert_eq!(
         outcome(Signature::Xallocx, &asked, 112, never_read),
         Outcome::Allocated { address: 0x10 }

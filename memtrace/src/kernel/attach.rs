@@ -8,6 +8,7 @@ use std::fs;
 use std::num::NonZeroU32;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::thread::JoinHandle;
 
 use aya::programs::ProgramError;
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
@@ -21,9 +22,26 @@ use crate::plan::{PlannedProbe, ProbePlan, Signature};
 /// An attached probe; dropping it detaches.
 pub(super) struct ProbeLink(#[expect(dead_code, reason = "held for its drop")] UProbeLink);
 
-/// Detaching waits for the kernel's grace periods, a tenth of a second and more for each probe:
-/// this many wait together.
+/// Detaching waits for the kernel's grace periods, a tenth of a second and more for each probe: this
+/// many wait together, which takes half as long as one after the other (the other half is spent
+/// under one lock of the kernel; see docs/decisions/0005).
 const DETACH_TOGETHER: usize = 64;
+
+/// Probes that are being detached; dropping it waits until none remains.
+#[derive(Debug)]
+#[must_use = "dropping it waits"]
+pub struct Detaching(Option<JoinHandle<()>>);
+
+impl Drop for Detaching {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take()
+            && thread.join().is_err()
+        {
+            // The panic was told already, and its unwinding has dropped the links.
+            log::debug!("detaching panicked");
+        }
+    }
+}
 
 /// Detaches all, together.
 fn detach_all(mut links: Vec<ProbeLink>) {
@@ -186,9 +204,24 @@ impl Kernel {
     /// Detaches every probe, returns before entries. Safe to repeat; also done on drop, and by the
     /// kernel itself when memtrace dies.
     pub fn detach(&mut self) {
-        detach_all(std::mem::take(&mut self.returns));
-        detach_all(std::mem::take(&mut self.entries));
-        self.tracepoints.clear();
+        drop(self.detach_meanwhile());
+    }
+
+    /// The same while the caller does something else.
+    pub fn detach_meanwhile(&mut self) -> Detaching {
+        let returns = std::mem::take(&mut self.returns);
+        let entries = std::mem::take(&mut self.entries);
+        let tracepoints = std::mem::take(&mut self.tracepoints);
+        if returns.is_empty() && entries.is_empty() && tracepoints.is_empty() {
+            return Detaching(None);
+        }
+        let detach = move || {
+            detach_all(returns);
+            detach_all(entries);
+            drop(tracepoints);
+        };
+        // Without a thread the closure is dropped at once, and with it the links.
+        Detaching(std::thread::Builder::new().name("detach".to_owned()).spawn(detach).ok())
     }
 }
 

@@ -11,7 +11,6 @@ use aya::sys::{Stats, enable_stats};
 use aya::{Ebpf, EbpfLoader};
 use memtrace_common::rows::ConfigRow;
 
-use super::error::advice;
 use super::sys::{Plain, RawMap};
 use super::tables::RowsMapping;
 use super::{Kernel, KernelConfig, KernelError, ring};
@@ -176,7 +175,9 @@ fn raise_memlock_limit() {
     // SAFETY: `limit` is a valid structure.
     if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) } != 0 {
         let error = std::io::Error::last_os_error();
-        log::debug!("failed to raise the limit of locked memory: {}", advice(&error));
+        log::debug!(
+            "the limit of locked memory stays as it is ({error}): it matters before Linux 5.11"
+        );
     }
 }
 

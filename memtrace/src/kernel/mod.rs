@@ -28,7 +28,7 @@ use memtrace_common::rows::{
     TotalsRow,
 };
 
-pub use attach::{AttachOutcome, AttachReport};
+pub use attach::{AttachOutcome, AttachReport, Detaching};
 pub use cost::KernelCost;
 pub use error::KernelError;
 pub use load::LogReader;

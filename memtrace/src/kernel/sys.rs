@@ -44,7 +44,7 @@ plain!(
 ///
 /// # Safety
 /// Every address in `attr` must be valid for what `command` does with it.
-pub(super) unsafe fn bpf<T>(command: i32, attr: &mut T) -> io::Result<i32> {
+pub(in crate::kernel) unsafe fn bpf<T>(command: i32, attr: &mut T) -> io::Result<i32> {
     // SAFETY: `attr` is valid for its size; the caller vouches for the addresses in it.
     let status =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
@@ -53,25 +53,25 @@ pub(super) unsafe fn bpf<T>(command: i32, attr: &mut T) -> io::Result<i32> {
 
 /// The part of `union bpf_attr` for single elements.
 #[repr(C)]
-struct ElementAttr {
-    map_fd: u32,
-    pad: u32,
-    key: u64,
-    value_or_next: u64,
-    flags: u64,
+pub(in crate::kernel) struct ElementAttr {
+    pub map_fd: u32,
+    pub pad: u32,
+    pub key: u64,
+    pub value_or_next: u64,
+    pub flags: u64,
 }
 
 /// The part of `union bpf_attr` for batches.
 #[repr(C)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
+pub(in crate::kernel) struct BatchAttr {
+    pub in_batch: u64,
+    pub out_batch: u64,
+    pub keys: u64,
+    pub values: u64,
+    pub count: u32,
+    pub map_fd: u32,
+    pub elem_flags: u64,
+    pub flags: u64,
 }
 
 /// A map by its descriptor, with the types of its rows.

@@ -13,6 +13,7 @@ use memtrace_common::unwind::WalkEnd;
 
 use super::checks::{Check, checks};
 use super::frames::{Frame, FrameIndex, FrameName};
+use super::ranges::RangeAnomalies;
 use super::summary::Summary;
 use crate::snapshot::{RangeOwner, Recording, Snapshot, StackTotals};
 
@@ -304,7 +305,9 @@ impl<'a> Librarian<'a> {
             summary: Summary::new(snapshot, total.outstanding.bytes),
             losses: counters(
                 &snapshot.native.losses,
-                Loss::ALL.iter().map(|loss| (loss.label(), loss.hint())),
+                Loss::ALL.iter().map(|loss| (loss.label(), loss.hint())).chain(
+                    RangeAnomalies::default().counters().map(|(label, _, hint)| (label, hint)),
+                ),
             ),
             tallies: counters(
                 &snapshot.native.tallies,

@@ -73,6 +73,30 @@ pub struct RangeAnomalies {
     pub unknown_break: u64,
 }
 
+impl RangeAnomalies {
+    /// Of each: its stable name as it stands in JSON, its count, and a sentence that a user can
+    /// act on.
+    pub fn counters(&self) -> [(&'static str, u64, &'static str); 3] {
+        [
+            (
+                "range_malformed",
+                self.malformed,
+                "a mapping call named addresses that cannot exist: it was left out",
+            ),
+            (
+                "range_over_capacity",
+                self.over_capacity,
+                "more than 1,048,576 mappings at once: those beyond are missing",
+            ),
+            (
+                "range_unknown_break",
+                self.unknown_break,
+                "the program break moved from an unknown place: that one growth is missing",
+            ),
+        ]
+    }
+}
+
 /// The kernel's own default limit is 65,530 mappings per process; splitting here follows its.
 pub const MAX_INTERVALS: usize = 1 << 20;
 
@@ -116,6 +140,11 @@ impl RangeMap {
         }
     }
 
+    /// Tells where the program break is before the first event, e.g. the end of `[heap]`.
+    pub fn set_break(&mut self, at: u64) {
+        self.current_break = Some(at);
+    }
+
     pub fn anomalies(&self) -> RangeAnomalies {
         self.anomalies
     }
@@ -151,9 +180,9 @@ impl RangeMap {
         }
     }
 
-    /// The intervals as rows, by address. `is_go_runtime` tells by the stack whether the Go runtime
-    /// mapped it.
-    pub fn ranges(&self, now_ns: u64, is_go_runtime: &dyn Fn(u64) -> bool) -> Vec<Range> {
+    /// The intervals as rows, by address. `owner_of` tells by the stack who mapped it, where that
+    /// is neither the program nor one of its libraries.
+    pub fn ranges(&self, now_ns: u64, owner_of: &dyn Fn(u64) -> Option<RangeOwner>) -> Vec<Range> {
         self.intervals
             .iter()
             .map(|(&start, interval)| Range {
@@ -164,11 +193,10 @@ impl RangeMap {
                 owner: match interval.kind {
                     Kind::File => RangeOwner::File,
                     Kind::AllocatorInternal => RangeOwner::AllocatorInternal,
-                    Kind::Anonymous | Kind::ThreadStack if is_go_runtime(interval.stack) => {
-                        RangeOwner::GoRuntime
+                    Kind::ThreadStack => {
+                        owner_of(interval.stack).unwrap_or(RangeOwner::ThreadStack)
                     }
-                    Kind::ThreadStack => RangeOwner::ThreadStack,
-                    Kind::Anonymous => RangeOwner::Native,
+                    Kind::Anonymous => owner_of(interval.stack).unwrap_or(RangeOwner::Native),
                 },
                 reserved: interval.reserved,
             })

@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 
 use super::ReportOptions;
-use super::sanitize::visible;
 use crate::outstanding::books::Books;
 use crate::outstanding::frames::FrameKind;
+use crate::sanitize::visible;
 
 pub(super) fn render(books: &Books<'_>, options: &ReportOptions) -> String {
     // Rows that differ in lines only read the same here.

@@ -43,7 +43,7 @@ impl Formatter for SafeStrings {
     ) -> io::Result<()> {
         let mut plain = 0;
         for (at, c) in fragment.char_indices() {
-            if c.is_ascii() && c != '\u{7f}' || !super::sanitize::must_escape(c) {
+            if c.is_ascii() && c != '\u{7f}' || !crate::sanitize::must_escape(c) {
                 continue;
             }
             writer.write_all(&fragment.as_bytes()[plain..at])?;

@@ -12,12 +12,11 @@ mod folded;
 mod json;
 mod numbers;
 mod pprof;
-mod sanitize;
 mod style;
 mod text;
 
+pub use crate::sanitize::{visible, visible_lines};
 pub use json::JSON_SCHEMA;
-pub use sanitize::{visible, visible_lines};
 
 /// How a recording is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,11 +10,11 @@ use std::io::Write;
 use flate2::{Compression, GzBuilder};
 use prost::Message;
 
-use super::sanitize::visible;
 use super::{ReportError, ReportOptions};
 use crate::go::profile_proto as proto;
 use crate::outstanding::books::{Books, Librarian};
 use crate::outstanding::frames::FrameIndex;
+use crate::sanitize::visible;
 use crate::snapshot::GoBooks;
 
 pub(super) fn render(

@@ -170,7 +170,7 @@ fn json_keeps_hostile_names_and_yet_holds_nothing_a_terminal_acts_on() {
     let recording = recording();
     let bytes = rendered(Format::Json, &recording, &ReportOptions::default());
     let text = std::str::from_utf8(&bytes).unwrap().trim_end();
-    assert!(!text.chars().any(sanitize::must_escape));
+    assert!(!text.chars().any(crate::sanitize::must_escape));
     let hostile = "evil\u{1b}[31m\u{1b}]0;owned\u{7}\nname\u{202e}";
     let json: Value = serde_json::from_str(text).unwrap();
     let stacks = json["snapshots"][2]["native"]["stacks"].as_array().unwrap();
@@ -224,15 +224,17 @@ fn no_hostile_string_reaches_the_terminal() {
                 ..ReportOptions::default()
             };
             let shown = text(recording, &options);
-            let bad = shown.lines().find(|line| line.chars().any(sanitize::must_escape));
+            let bad = shown.lines().find(|line| line.chars().any(crate::sanitize::must_escape));
             assert_eq!(bad, None);
             let folded =
                 rendered(Format::Folded, recording, &ReportOptions { merge_go: true, ..options });
             let folded = String::from_utf8(folded).unwrap();
-            assert!(!folded.lines().any(|line| line.chars().any(sanitize::must_escape)));
+            assert!(!folded.lines().any(|line| line.chars().any(crate::sanitize::must_escape)));
         }
         let profile = pprof(recording, &ReportOptions { merge_go: true, ..Default::default() });
-        assert!(!profile.string_table.iter().any(|text| text.chars().any(sanitize::must_escape)));
+        assert!(
+            !profile.string_table.iter().any(|text| text.chars().any(crate::sanitize::must_escape))
+        );
     }
 }
 

@@ -1,7 +1,9 @@
 //! The order of the stages: the only caller of everything.
 
+mod diagnostics;
 mod exit;
 mod outputs;
+mod probes;
 mod progress;
 mod range_events;
 mod record;
@@ -28,7 +30,10 @@ pub use say::warn;
 /// Runs one command line to its end.
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
-        Command::Record(args) => runtime()?.block_on(record::run(args)),
+        Command::Record(args) => {
+            diagnostics::install(args.verbose);
+            runtime()?.block_on(record::run(args))
+        }
         Command::Report(args) => report(&args),
         Command::Doctor(args) => doctor(&args),
         Command::Completions { shell } => {

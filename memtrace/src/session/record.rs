@@ -9,6 +9,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::exit::SessionError;
 use super::outputs::{Outputs, Sink};
+use super::probes::{Planned, Probes, explain, plan_for, reasons};
 use super::progress::{Progress, Status};
 use super::range_events::range_event;
 use super::recorder::{Readings, Recorder, as_ns, unix_ns};
@@ -19,17 +20,11 @@ use super::target::{Target, resolve};
 use crate::cli::RecordArgs;
 use crate::doctor::gather_plain_host;
 use crate::go::{GoReader, open_network_namespace};
-use crate::kernel::{AttachOutcome, Kernel, KernelConfig, Notice};
+use crate::kernel::{Kernel, KernelConfig, LogReader, Notice};
 use crate::outstanding::ranges::RangeMap;
-use crate::plan::decide::{decide, is_wanted};
 use crate::plan::host::HostFacts;
-use crate::plan::{PlannedProbe, ProbePlan};
 use crate::report::visible;
-use crate::snapshot::{
-    AttachedProbe, Header, HostSummary, Known, NotProbed, ProbeReport, Recording, SCHEMA_VERSION,
-    Tracee,
-};
-use crate::tracee::allocators::{Objects, read_objects};
+use crate::snapshot::{Header, HostSummary, Known, ProbeReport, Recording, SCHEMA_VERSION, Tracee};
 use crate::tracee::ports::{connectable, listening_ports};
 use crate::tracee::process::Process;
 
@@ -44,17 +39,19 @@ pub async fn run(args: RecordArgs) -> Result<ExitCode> {
     let mut outputs = Outputs::open(&args.formats, args.output.as_deref(), None)?;
     let target = resolve(&args.target).await?;
     let mut session = Session::prepare(&args, target)?;
-    // Before anything is armed and said: whoever waits for that may send a signal at once.
+    // Before it says that it traces: who waits for that may send a signal at once.
     let mut signals = Signals::taken()?;
     let mut recorder = session.arm(&args, outputs.take_recording())?;
     let ended = session.watch(&args, &mut recorder, &mut signals).await?;
     signals.give_back();
     session.close().await?;
     session.take(&mut recorder, Some(ended.clone())).await?;
-    session.kernel.detach();
+    // Seconds, in which the report is written.
+    let detaching = session.kernel.detach_meanwhile();
 
     let (recording, written) = recorder.finish(&ended);
     let rendered = outputs.render(&recording, &args.formats, None);
+    drop(detaching);
     let code = session.child_exit_code()?;
     rendered.and(written)?;
     Ok(code)
@@ -65,12 +62,14 @@ struct Session {
     target: Target,
     host: HostFacts,
     space: AddressSpace,
-    objects: Objects,
-    plan: ProbePlan,
+    planned: Planned,
+    probes: Probes,
     kernel: Kernel,
     ranges: RangeMap,
     go: GoReader,
     own: Process,
+    /// The kernel side's diagnostics, with `--verbose`.
+    log: Option<LogReader>,
     verbose: bool,
     /// No call counts any more.
     closed: bool,
@@ -86,14 +85,13 @@ impl Session {
         for warning in &space.mappings.warnings {
             warn(visible(warning));
         }
-        let objects = read_objects(&target.process, &space.mappings, &is_wanted);
-        let plan = decide(&objects.objects, &host);
-        if !plan.probes.iter().any(|probe| probe.signature.is_simple()) {
+        let planned = plan_for(&target.process, &space.mappings.files, &host);
+        if !planned.plan.probes.iter().any(|probe| probe.signature.is_simple()) {
             let comm = visible(&target.process.comm).into_owned();
             return Err(SessionError::NothingToProbe {
                 pid,
                 comm,
-                reasons: reasons(&plan.not_probed),
+                reasons: reasons(&planned.plan.not_probed),
             }
             .into());
         }
@@ -109,6 +107,13 @@ impl Session {
             verbose: args.verbose,
             ..defaults
         })?;
+        let log = match args.verbose {
+            true => kernel
+                .take_log_reader()
+                .inspect_err(|error| log::warn!("{error:#}; going on without"))
+                .ok(),
+            false => None,
+        };
         space.publish(&mut kernel, pid)?;
         let namespace = open_network_namespace(pid).unwrap_or_else(|reason| {
             if !target.process.has_exited() {
@@ -116,18 +121,23 @@ impl Session {
             }
             None
         });
+        let mut ranges = RangeMap::new(host.page_size_bytes);
+        if let Some(end) = space.heap_end {
+            ranges.set_break(end);
+        }
         Ok(Self {
-            ranges: RangeMap::new(host.page_size_bytes),
+            ranges,
             go: GoReader::new(args.go_profile.clone(), namespace),
             own: Process::open(std::process::id())?,
+            log,
             verbose: args.verbose,
             closed: false,
             armed_at: Instant::now(),
             target,
             host,
             space,
-            objects,
-            plan,
+            planned,
+            probes: Probes::default(),
             kernel,
         })
     }
@@ -135,12 +145,15 @@ impl Session {
     /// Attaches, arms, lets a command of our own go, says so.
     fn arm(&mut self, args: &RecordArgs, sink: Option<Sink>) -> Result<Recorder> {
         let pid = self.target.process.pid();
-        let (probes, denied) = self.attach()?;
+        self.probes.attach(&mut self.kernel, pid, &self.planned)?;
+        let mut probes = self.probes.take_new();
+        probes.not_probed.extend(self.space.mappings.unreadable.iter().cloned());
+        probes.not_probed.extend(self.space.without_table());
         if probes.attached.is_empty() {
             let reasons = reasons(&probes.not_probed);
             return Err(match self.target.process.has_exited() {
                 true => SessionError::ExitedEarly { pid },
-                false if denied => SessionError::AttachDenied { pid, reasons },
+                false if self.probes.any_denied() => SessionError::AttachDenied { pid, reasons },
                 false => SessionError::NothingAttached { pid, reasons },
             }
             .into());
@@ -167,35 +180,9 @@ impl Session {
         Ok(recorder)
     }
 
-    /// Attaches the plan. What could not be attached stays listed, with its reason and its place.
-    /// And whether any was denied for lack of privileges.
-    fn attach(&mut self) -> Result<(ProbeReport, bool)> {
-        let mut any_denied = false;
-        let outcome = self.kernel.attach(self.target.process.pid(), &self.plan)?;
-        let mut report = ProbeReport::default();
-        for (probe, outcome) in self.plan.probes.iter().zip(outcome.probes) {
-            match outcome {
-                AttachOutcome::Attached => report.attached.push(attached(probe)),
-                AttachOutcome::Failed { reason, denied } => {
-                    any_denied |= denied;
-                    report.not_probed.push(NotProbed {
-                        object: probe.object.clone(),
-                        function: Some(probe.function.clone()),
-                        reason,
-                    });
-                }
-            }
-        }
-        report.not_probed.extend(self.plan.not_probed.iter().cloned());
-        report.not_probed.extend(self.objects.unreadable.iter().cloned());
-        report.not_probed.extend(self.space.mappings.unreadable.iter().cloned());
-        report.not_probed.extend(self.space.without_table());
-        Ok((report, any_denied))
-    }
-
     fn header(&self, args: &RecordArgs, probes: ProbeReport) -> Header {
         let process = &self.target.process;
-        let go = self.objects.objects.iter().filter_map(|object| object.elf.go.as_ref());
+        let go = self.planned.objects.objects.iter().filter_map(|object| object.elf.go.as_ref());
         Header {
             schema: SCHEMA_VERSION,
             memtrace: env!("CARGO_PKG_VERSION").to_owned(),
@@ -273,6 +260,9 @@ impl Session {
 
     /// Applies what the ring holds; the reason to end, where there is one.
     fn drain(&mut self) -> Option<String> {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
         let drained = match self.closed {
             true => self.kernel.drain_ring_fully(),
             false => self.kernel.drain_ring(),
@@ -297,22 +287,26 @@ impl Session {
         ended
     }
 
-    /// Libraries that arrived get their unwind tables. A process that is gone is no error here.
+    /// Libraries that arrived get their unwind tables and their probes. That a process is gone is
+    /// no error here.
     fn rescan(&mut self) {
-        let process = &self.target.process;
-        let published = match self.space.mappings.changed(process) {
-            Ok(true) => self
-                .space
-                .refresh(process)
-                .and_then(|_| self.space.publish(&mut self.kernel, process.pid())),
-            Ok(false) => Ok(()),
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = published
-            && !process.has_exited()
+        if let Err(error) = self.follow_mappings()
+            && !self.target.process.has_exited()
         {
             warn(format_args!("{error:#}"));
         }
+    }
+
+    fn follow_mappings(&mut self) -> Result<()> {
+        let process = &self.target.process;
+        if !self.space.mappings.changed(process)? {
+            return Ok(());
+        }
+        let new = self.space.refresh(process)?;
+        self.space.publish(&mut self.kernel, process.pid())?;
+        let files: Vec<_> = new.iter().map(|&at| self.space.mappings.files[at].clone()).collect();
+        let planned = plan_for(process, &files, &self.host);
+        self.probes.attach(&mut self.kernel, process.pid(), &planned)
     }
 
     /// Lets the calls in progress return, so that the last snapshot is of one instant.
@@ -341,6 +335,8 @@ impl Session {
         };
         let stacks = self.kernel.new_stacks().context("failed to read the stacks")?;
         let readings = Readings {
+            hits: self.probes.of_attached(&kernel.hits),
+            new_probes: self.probes.take_new(),
             kernel,
             new_stacks: stacks.into_iter().map(|stored| stored.stack).collect(),
             cost: self.kernel.own_cost()?,
@@ -394,47 +390,4 @@ impl Session {
 fn ports_of(pid: u32) -> Vec<(IpAddr, u16)> {
     let listening = listening_ports(pid).unwrap_or_default();
     listening.into_iter().flat_map(connectable).map(|at| (at.ip(), at.port())).collect()
-}
-
-fn attached(probe: &PlannedProbe) -> AttachedProbe {
-    AttachedProbe {
-        object: probe.object.clone(),
-        allocator: probe.allocator.clone(),
-        function: probe.function.clone(),
-        function_file_offset: probe.function_file_offset,
-        entry_site: probe.entry_site,
-        entry_instruction: probe.entry_instruction.clone(),
-        entry_is_emulated: probe.entry_is_emulated,
-        return_site: probe.return_site,
-    }
-}
-
-/// The plan as it was carried out, for `--verbose`.
-fn explain(probes: &ProbeReport) {
-    for probe in &probes.attached {
-        let cost = if probe.entry_is_emulated { "one trap" } else { "single-stepped" };
-        let back = probe.return_site.map(|at| format!(", return at +{at}")).unwrap_or_default();
-        say(format_args!(
-            "probe {} {} ({}): entry at +{} `{}` ({cost}){back}",
-            visible(&probe.object),
-            visible(&probe.function),
-            probe.allocator,
-            probe.entry_site,
-            probe.entry_instruction,
-        ));
-    }
-    for missing in &probes.not_probed {
-        say(format_args!("not probed: {}", reasons(std::slice::from_ref(missing)).trim()));
-    }
-}
-
-fn reasons(not_probed: &[NotProbed]) -> String {
-    not_probed
-        .iter()
-        .map(|missing| {
-            let function = missing.function.as_deref().map(|f| format!(" {f}")).unwrap_or_default();
-            format!("  {}{}: {}", visible(&missing.object), visible(&function), missing.reason)
-        })
-        .collect::<Vec<_>>()
-        .join("\n")
 }

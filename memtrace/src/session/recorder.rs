@@ -1,7 +1,7 @@
 //! Puts one snapshot together from all sources, and keeps the recording: in memory for the report,
 //! in the file for later.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -14,10 +14,11 @@ use crate::kernel::{KernelCost, KernelSnapshot};
 use crate::outstanding::ranges::RangeMap;
 use crate::snapshot::file::{FileError, RecordingWriter};
 use crate::snapshot::{
-    AddressNames, GoBooks, Known, Name, Native, OwnCost, ProcessMemory, Recording, Snapshot,
-    StackDef,
+    AddressNames, GoBooks, Header, Known, Name, Native, OwnCost, ProbeReport, ProcessMemory,
+    RangeOwner, Recording, Snapshot, StackDef,
 };
-use crate::stacks::frames::range_is_go_runtimes;
+use crate::stacks::frames::range_owner;
+use crate::stacks::text::demangle;
 
 pub struct Recorder {
     recording: Recording,
@@ -29,8 +30,10 @@ pub struct Recorder {
     armed: Instant,
     /// By address; what is in here is in the recording, too.
     names: HashMap<u64, Vec<Name>>,
-    /// Stacks in which the Go runtime maps memory for itself.
-    go_runtime_stacks: HashSet<u64>,
+    /// The probed function by the address of its entry site: the leaf of every stack.
+    probed: HashMap<u64, String>,
+    /// Of the stacks in which the Go runtime or an allocator maps memory for itself.
+    range_owners: HashMap<u64, RangeOwner>,
 }
 
 /// All that one snapshot is made of.
@@ -44,6 +47,10 @@ pub struct Readings {
     pub own_memory: u64,
     /// Why the recording ends here, at the last snapshot.
     pub ended: Option<String>,
+    /// Of attached probes, in their order.
+    pub hits: Vec<u64>,
+    /// Attached since the last snapshot.
+    pub new_probes: ProbeReport,
 }
 
 impl Recorder {
@@ -54,8 +61,9 @@ impl Recorder {
             .map(|sink| RecordingWriter::create(sink, &recording.header))
             .transpose()
             .with_context(|| format!("failed to start the recording in {file}"))?;
-        let (names, go_runtime_stacks) = (HashMap::new(), HashSet::new());
-        Ok(Self { recording, writer, file, failed: None, armed, names, go_runtime_stacks })
+        let (names, range_owners) = (HashMap::new(), HashMap::new());
+        let probed = probed_functions(&recording.header);
+        Ok(Self { recording, writer, file, failed: None, armed, names, probed, range_owners })
     }
 
     pub fn min_age_ns(&self) -> u64 {
@@ -81,10 +89,13 @@ impl Recorder {
             native: Native {
                 stacks: of_process.map(|process| process.stacks).unwrap_or_default(),
                 ranges: ranges
-                    .ranges(kernel.monotonic_ns, &|stack| self.go_runtime_stacks.contains(&stack)),
-                losses: labelled(Loss::ALL, &kernel.losses, Loss::label),
+                    .ranges(kernel.monotonic_ns, &|stack| self.range_owners.get(&stack).copied()),
+                losses: labelled(Loss::ALL, &kernel.losses, Loss::label)
+                    .into_iter()
+                    .chain(ranges.anomalies().counters().map(|line| (line.0.to_owned(), line.1)))
+                    .collect(),
                 tallies: labelled(Tally::ALL, &kernel.tallies, Tally::label),
-                hits: kernel.hits,
+                hits: readings.hits,
             },
             go: readings.go,
             process: readings.process,
@@ -98,6 +109,7 @@ impl Recorder {
                 unwind_build_ns: as_ns(space.tables.stats().build),
             },
             ended: readings.ended,
+            new_probes: readings.new_probes,
         };
         if let Some(writer) = &mut self.writer {
             let appended = writer.append(&new_objects, &readings.new_stacks, &new_names, &snapshot);
@@ -109,7 +121,7 @@ impl Recorder {
         recording.new_objects.extend(new_objects);
         recording.stacks.extend(readings.new_stacks);
         recording.names.extend(new_names);
-        recording.snapshots.push(snapshot);
+        recording.push(snapshot);
     }
 
     /// A full disk ends the file, which stays readable up to there, and not the tracing.
@@ -141,16 +153,52 @@ impl Recorder {
         let frames = stacks.iter().map(|stack| stack.frames.as_slice());
         let mut new_names = space.symbolizer.name_stacks(frames);
         new_names.retain(|names| !self.names.contains_key(&names.address));
-        for names in &new_names {
+        for names in &mut new_names {
+            if let Some(function) = self.probed.get(&names.address) {
+                name_as_probed(&mut names.names, function);
+            }
             self.names.insert(names.address, names.names.clone());
         }
         for stack in stacks {
             let names = stack.frames.iter().filter_map(|address| self.names.get(address)).flatten();
-            if range_is_go_runtimes(names) {
-                self.go_runtime_stacks.insert(stack.id);
+            if let Some(owner) = range_owner(names) {
+                self.range_owners.insert(stack.id, owner);
             }
         }
         new_names
+    }
+}
+
+/// Where each probe stands in the tracee, and what the plan calls the function there.
+fn probed_functions(header: &Header) -> HashMap<u64, String> {
+    let mut functions = HashMap::new();
+    for probe in &header.probes.attached {
+        let site = probe.function_file_offset.saturating_add(probe.entry_site);
+        let objects = header.tracee.objects.iter().filter(|object| object.path == probe.object);
+        for mapping in objects.flat_map(|object| &object.mappings) {
+            let at = site
+                .checked_sub(mapping.file_offset)
+                .and_then(|offset| mapping.start.checked_add(offset))
+                .filter(|at| *at < mapping.end);
+            if let Some(at) = at {
+                functions.insert(at, demangle(&probe.function).into_owned());
+            }
+        }
+    }
+    functions
+}
+
+/// The function under the name that was probed (`malloc`) instead of another one of the same code
+/// (`__libc_malloc`), which the debug information may prefer. File and line stay.
+fn name_as_probed(names: &mut Vec<Name>, function: &str) {
+    match names.iter_mut().find(|name| !name.inlined) {
+        Some(name) => function.clone_into(&mut name.function),
+        None => names.push(Name {
+            function: function.to_owned(),
+            file: None,
+            line: None,
+            inlined: false,
+        }),
     }
 }
 
@@ -181,4 +229,51 @@ pub fn as_ns(duration: Duration) -> u64 {
 /// 0 where the clock stands before 1970.
 pub fn unix_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, as_ns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::synthetic;
+
+    fn name(function: &str, inlined: bool) -> Name {
+        Name { function: function.into(), file: Some("malloc.c".into()), line: Some(7), inlined }
+    }
+
+    #[test]
+    fn the_leaf_has_the_name_that_was_probed_and_keeps_its_line() {
+        let mut names = vec![name("checked_request2size", true), name("__libc_malloc", false)];
+        name_as_probed(&mut names, "malloc");
+        assert_eq!(names, [name("checked_request2size", true), name("malloc", false)]);
+    }
+
+    #[test]
+    fn a_leaf_without_a_name_gets_the_one_that_was_probed() {
+        let mut names = Vec::new();
+        name_as_probed(&mut names, "malloc");
+        let expected = Name { file: None, line: None, ..name("malloc", false) };
+        assert_eq!(names, [expected]);
+    }
+
+    #[test]
+    fn a_probe_is_found_at_its_entry_site_in_its_own_object_only() {
+        let mut header = synthetic::recording().header;
+        header.probes.attached[0].entry_site = 4;
+        let functions = probed_functions(&header);
+        let probe = &header.probes.attached[0];
+        let objects = &header.tracee.objects;
+        let libc = objects.iter().find(|object| object.path == probe.object).unwrap();
+        let mapping = &libc.mappings[0];
+        let at = mapping.start + probe.function_file_offset + 4 - mapping.file_offset;
+        assert_eq!(functions.get(&at).map(String::as_str), Some("malloc"));
+        assert_eq!(functions.len(), header.probes.attached.len());
+    }
+
+    #[test]
+    fn a_probe_outside_of_every_mapping_names_nothing() {
+        let mut header = synthetic::recording().header;
+        header.probes.attached.truncate(1);
+        header.probes.attached[0].entry_site = u64::MAX;
+        assert!(probed_functions(&header).is_empty());
+    }
 }

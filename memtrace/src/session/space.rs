@@ -8,10 +8,11 @@ use crate::kernel::Kernel;
 use crate::snapshot::{NotProbed, Object};
 use crate::stacks::space::NoTable;
 use crate::stacks::symbolize::{NamedRegion, Options};
-use crate::stacks::{Root, Symbolizer, TableStore};
+use crate::stacks::{Symbolizer, TableStore};
 use crate::tracee::elf::read_build_id;
 use crate::tracee::mappings::{Mappings, read_maps};
 use crate::tracee::process::Process;
+use crate::tracee::root::Root;
 
 pub struct AddressSpace {
     pub mappings: Mappings,
@@ -22,6 +23,8 @@ pub struct AddressSpace {
     pub tables: TableStore,
     rows_told: usize,
     pub symbolizer: Symbolizer,
+    /// Where `[heap]` ends, where there is one: the program break, rounded up to a page.
+    pub heap_end: Option<u64>,
 }
 
 impl AddressSpace {
@@ -35,6 +38,7 @@ impl AddressSpace {
             tables: TableStore::new(),
             rows_told: 0,
             symbolizer: Symbolizer::new(Options { root, ..Options::default() }),
+            heap_end: None,
         };
         space.refresh(process)?;
         Ok(space)
@@ -55,6 +59,7 @@ impl AddressSpace {
         }
         self.tables.add(&self.mappings.files);
         let (lines, _) = read_maps(process)?;
+        self.heap_end = lines.iter().find(|line| line.path == b"[heap]").map(|line| line.end);
         let code = lines.iter().filter(|line| line.executable && line.inode == 0);
         self.anonymous_code.clear();
         for line in code {

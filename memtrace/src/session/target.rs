@@ -12,7 +12,7 @@ use crate::tracee::allocators::read_objects;
 use crate::tracee::container::{container_of, find_container};
 use crate::tracee::mappings::Mappings;
 use crate::tracee::process::Process;
-use crate::tracee::spawn::Spawned;
+use crate::tracee::spawn::{Spawned, StopPoint};
 
 pub struct Target {
     pub process: Process,
@@ -41,6 +41,12 @@ fn spawn(command: &[OsString]) -> Result<Target> {
     let spawned = Spawned::start(command)?;
     if let Some(ignored) = spawned.set_id_ignored() {
         warn(ignored);
+    }
+    if spawned.stop_point() == StopPoint::EntryAfterConstructors {
+        eprintln!(
+            "memtrace: the program's loader does not tell when it is done: what constructors of \
+             libraries allocate is missing"
+        );
     }
     let process = Process::open(spawned.pid())?;
     Ok(Target { process, container: None, spawned: Some(spawned) })

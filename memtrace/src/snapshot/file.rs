@@ -310,7 +310,7 @@ fn take(recording: &mut Recording, kind: Kind, raw: &[u8]) -> Result<(), String>
         Kind::Objects => decode(raw).map(|mut rows| recording.new_objects.append(&mut rows)),
         Kind::Stacks => decode(raw).map(|mut rows| recording.stacks.append(&mut rows)),
         Kind::Names => decode(raw).map(|mut rows| recording.names.append(&mut rows)),
-        Kind::Snapshot => decode(raw).map(|snapshot| recording.snapshots.push(snapshot)),
+        Kind::Snapshot => decode(raw).map(|snapshot| recording.push(snapshot)),
         Kind::Header | Kind::End => Err("is out of place".to_owned()),
     };
     result.map_err(|what| format!("{} {what}", kind.what()))

@@ -193,8 +193,12 @@ pub struct Snapshot {
     pub process: Known<ProcessMemory>,
     /// memtrace's own cost.
     pub own: OwnCost,
-    /// True for the last snapshot of a recording, with the reason why it ended.
+    /// Why the recording ended, at its last snapshot.
     pub ended: Option<String>,
+    /// What was probed since the previous snapshot: libraries that arrived. Part of
+    /// [`Header::probes`], too, once the snapshot is in a [`Recording`].
+    #[serde(default)]
+    pub new_probes: ProbeReport,
 }
 
 /// The C side: everything that the probes saw.
@@ -348,4 +352,14 @@ pub struct Recording {
     pub stacks: Vec<StackDef>,
     pub names: Vec<AddressNames>,
     pub snapshots: Vec<Snapshot>,
+}
+
+impl Recording {
+    /// Appends a snapshot, and what was probed since the previous one to the header's probes.
+    pub fn push(&mut self, snapshot: Snapshot) {
+        let probes = &mut self.header.probes;
+        probes.attached.extend_from_slice(&snapshot.new_probes.attached);
+        probes.not_probed.extend_from_slice(&snapshot.new_probes.not_probed);
+        self.snapshots.push(snapshot);
+    }
 }

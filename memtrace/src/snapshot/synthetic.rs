@@ -379,6 +379,8 @@ fn snapshot(sequence: u32, elapsed_s: u64, rows: Vec<StackTotals>, rss: u64) -> 
             unwind_build_ns: 95_000_000,
         },
         ended: None,
+
+        new_probes: ProbeReport::default(),
     }
 }
 

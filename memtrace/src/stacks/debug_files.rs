@@ -6,41 +6,14 @@
 //! and prove that it belongs to the object, by build id or, without one, by the link's checksum.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::Mode;
-
 use super::elf::{ByteSource, Elf, FileSource, u32_at};
+use crate::tracee::root::Root;
 
 /// Where distributions put debug files, in any root.
 const DEBUG_DIRECTORY: &str = "usr/lib/debug";
-
-/// A directory under which paths are looked up without leaving it.
-#[derive(Debug)]
-pub struct Root(OwnedFd);
-
-impl Root {
-    /// The root of a process; stays usable after the process has exited.
-    pub fn of_process(pid: u32) -> std::io::Result<Self> {
-        Self::open(Path::new(&format!("/proc/{pid}/root")))
-    }
-
-    pub fn open(path: &Path) -> std::io::Result<Self> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        Ok(Self(nix::fcntl::open(path, flags, Mode::empty())?))
-    }
-
-    /// Opens a regular file for reading; never waits, never follows a link out of the root.
-    fn open_file(&self, path: &Path) -> Option<File> {
-        let how = OpenHow::new()
-            .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        let file = File::from(openat2(self.0.as_fd(), path, how).ok()?);
-        file.metadata().is_ok_and(|meta| meta.is_file()).then_some(file)
-    }
-}
 
 /// What the object says about its debug file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -112,7 +85,8 @@ impl DebugLink {
         host_directories: &[PathBuf],
     ) -> Option<File> {
         let in_tracee = tracee.into_iter().flat_map(|root| {
-            self.candidates(object).into_iter().filter_map(|path| root.open_file(&path))
+            let paths = self.candidates(object).into_iter();
+            paths.filter_map(|path| Some(root.open_file(path.as_os_str().as_bytes()).ok()?.0))
         });
         let on_host = host_directories.iter().flat_map(|directory| {
             let paths = self.in_debug_directory(directory, object);
@@ -160,27 +134,5 @@ mod tests {
             "opt/app/lib/.debug/libx.debug",
         ];
         assert_eq!(candidates, expected.map(PathBuf::from));
-    }
-
-    #[test]
-    fn a_symbolic_link_in_the_tracees_root_does_not_lead_out_of_it() {
-        let root = tempfile::tempdir().expect("a temporary directory");
-        let inside = root.path().join("etc");
-        std::fs::create_dir(&inside).expect("a directory");
-        std::os::unix::fs::symlink("/etc/passwd", root.path().join("link")).expect("a link");
-        let opened = Root::open(root.path()).expect("the root opens");
-        assert!(opened.open_file(Path::new("link")).is_none(), "the host's file is not reached");
-        std::fs::write(inside.join("passwd"), "inside").expect("a file");
-        let file = opened.open_file(Path::new("link")).expect("the root's own file is");
-        assert_eq!(std::io::read_to_string(file).expect("it reads"), "inside");
-        assert!(opened.open_file(Path::new("etc")).is_none(), "a directory is no file");
-    }
-
-    #[test]
-    fn a_fifo_in_the_tracees_root_does_not_make_us_wait() {
-        let root = tempfile::tempdir().expect("a temporary directory");
-        nix::unistd::mkfifo(&root.path().join("fifo"), Mode::S_IRUSR).expect("a fifo");
-        let opened = Root::open(root.path()).expect("the root opens");
-        assert!(opened.open_file(Path::new("fifo")).is_none());
     }
 }

@@ -93,7 +93,7 @@ impl Library {
 
     fn options(&self) -> Options {
         Options {
-            root: Some(Root::open(self.root.path()).expect("the root opens")),
+            root: Some(Root::at(self.root.path()).expect("the root opens")),
             debug_dirs: Vec::new(),
             ..Options::default()
         }

@@ -26,7 +26,6 @@ pub mod table;
 pub mod text;
 pub mod walk;
 
-pub use debug_files::Root;
 pub use rules::Unsupported;
 pub use space::{ProcessSpace, TableStore, bias};
 pub use symbolize::{Symbolizer, SymbolizerStats};

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 use blazesym::symbolize::{self, Input, Symbolized, source::Elf as ElfOf, source::Source};
 
-use super::debug_files::{DebugLink, Root};
+use super::debug_files::DebugLink;
 use super::elf::{Elf, ElfSegments, FileSource};
 use super::go_object::find_go_table;
 use super::image::SymbolImage;
@@ -30,6 +30,7 @@ use super::pclntab::PclnTable;
 use super::text::{clean, demangle};
 use crate::snapshot::{AddressNames, Name, ObjectMapping};
 use crate::tracee::MappedFile;
+use crate::tracee::root::Root;
 
 /// How to look for names.
 #[derive(Debug)]

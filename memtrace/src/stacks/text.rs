@@ -1,5 +1,7 @@
 //! Names from the tracee, demangled and made fit to be printed. Pure.
 
+use crate::sanitize::must_escape;
+
 /// Longest name kept, in bytes; deeply nested C++ templates are cut.
 pub const MAX_NAME_BYTES: usize = 1024;
 
@@ -9,11 +11,8 @@ pub const MAX_NAME_BYTES: usize = 1024;
 pub fn clean(name: &str) -> String {
     let mut cleaned = String::with_capacity(name.len().min(MAX_NAME_BYTES));
     for character in name.chars() {
-        let is_harmful = character.is_control()
-            || matches!(character,
-                '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-                | '\u{feff}' | '\u{e0000}'..='\u{e007f}');
-        let character = if is_harmful { char::REPLACEMENT_CHARACTER } else { character };
+        let character =
+            if must_escape(character) { char::REPLACEMENT_CHARACTER } else { character };
         if cleaned.len() + character.len_utf8() > MAX_NAME_BYTES {
             cleaned.push('…');
             break;

@@ -11,7 +11,7 @@ pub mod mappings;
 mod overlay;
 pub mod ports;
 pub mod process;
-mod root;
+pub mod root;
 pub mod spawn;
 
 use std::fs::File;

@@ -27,7 +27,8 @@ impl Root {
         Self::at(Path::new("/"))
     }
 
-    fn at(path: &Path) -> io::Result<Self> {
+    /// Any directory as the root.
+    pub fn at(path: &Path) -> io::Result<Self> {
         let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
         // `read` is ignored with O_PATH, but std wants an access mode.
         let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
@@ -38,7 +39,7 @@ impl Root {
     pub fn open_file(&self, path: &[u8]) -> io::Result<(File, Metadata)> {
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         let handle = openat2(self.0.as_fd(), path, how)?;
         reopen_regular(handle)
     }
@@ -95,6 +96,8 @@ mod tests {
         let root = Root::at(dir.path()).unwrap();
         assert!(root.open_file(b"pipe").is_err());
         assert!(root.open_file(b"").is_err());
+        fs::create_dir(dir.path().join("directory")).unwrap();
+        assert!(root.open_file(b"directory").is_err());
         assert!(Root::of_self().unwrap().open_file(b"/dev/zero").is_err());
     }
 }

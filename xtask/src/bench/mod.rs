@@ -1,22 +1,22 @@
-//! What tracing costs per pair of malloc and free: untraced, with empty probes on the same sites
-//! (the floor of the method), under `memtrace record`, and under heaptrack. All in one run,
+//! What tracing costs: ns per pair of malloc and free, and what a snapshot takes. All in one run,
 //! interleaved, with medians: only the ratios mean something on another machine.
+//!
+//! All costs are CPU time of the program's thread, in user and kernel mode: a busy machine changes
+//! them little. Only the longest stall is also told by the wall clock.
 
 mod empty_probe;
+mod pairs;
+mod snapshot;
 mod subject;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use serde_json::Value;
 
 use crate::{interrupt, paths, setup, shell};
-use empty_probe::{EmptyProbe, EmptyProgram};
-use subject::{Recording, Subject, timed};
 
 #[derive(Args)]
 pub struct Options {
@@ -24,43 +24,66 @@ pub struct Options {
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Stacks of these depths
-    #[arg(long, value_delimiter = ',', default_values_t = [4, 12], value_parser = clap::value_parser!(u32).range(4..100))]
+    #[arg(long, value_delimiter = ',', default_values_t = [4, 12, 52], value_parser = clap::value_parser!(u32).range(4..100))]
     depths: Vec<u32>,
     /// Fails when `record` costs more than this, times the floor, at the first depth
     #[arg(long, value_name = "RATIO")]
     limit: Option<f64>,
+    /// For CI on machines that others use as well: 3 rounds, 4 frames, the debug build, without
+    /// heaptrack; fails only on gross regressions (3 times the floor, 2 s of CPU for a snapshot)
+    #[arg(long, conflicts_with_all = ["rounds", "depths"])]
+    short: bool,
 }
 
-/// Pairs per measurement: about a second each where one pair costs a few µs.
-const TRACED_PAIRS: u64 = 200_000;
-const UNTRACED_PAIRS: u64 = 20_000_000;
-const HEAPTRACK_PAIRS: u64 = 1_000_000;
+/// What no noise explains any more.
+const GROSS_RATIO: f64 = 3.0;
+const GROSS_SNAPSHOT_CPU_SECONDS: f64 = 2.0;
 
 pub fn run(options: &Options) -> Result<()> {
     shell::require_root("bench")?;
     interrupt::watch()?;
-    setup::bench()?;
+    if options.short {
+        setup::demo()?;
+    } else {
+        setup::bench()?;
+    }
     let directory = paths::target().join("bench");
     fs::create_dir_all(&directory).with_context(|| format!("create `{}`", directory.display()))?;
-    shell::run(Command::new(paths::cargo()).args(["build", "--release", "--package", "memtrace"]))?;
+    let mut build = Command::new(paths::cargo());
+    build.args(["build", "--package", "memtrace"]);
+    // What each call costs is spent in the BPF object, the same in every build: a CI that has built
+    // for its tests need not build again.
+    let profile = if options.short { "debug" } else { "release" };
+    if !options.short {
+        build.arg("--release");
+    }
+    shell::run(&mut build)?;
     let bench = Bench {
-        memtrace: paths::target().join("release/memtrace"),
+        memtrace: paths::target().join(profile).join("memtrace"),
         pairs: compile("pairs", &directory)?,
-        many_blocks: compile("many_blocks", &directory)?,
+        stalls: compile("stalls", &directory)?,
         json: directory.join("bench.json"),
-        directory,
+        heaptrack: (!options.short).then(|| directory.join("heaptrack")),
     };
+    let (rounds, depths) =
+        if options.short { (3, &[4][..]) } else { (options.rounds, options.depths.as_slice()) };
     let mut first_ratio = None;
-    for &depth in &options.depths {
-        let medians = bench.depth(depth, options.rounds)?;
-        first_ratio.get_or_insert(medians.record / medians.floor);
+    for &depth in depths {
+        let medians = bench.depth(depth, rounds)?;
+        first_ratio.get_or_insert(medians.ratio());
         medians.tell(depth);
     }
-    bench.snapshot()?;
-    if let (Some(limit), Some(ratio)) = (options.limit, first_ratio)
+    let snapshot = bench.snapshot()?;
+    snapshot.tell();
+    let limit = options.limit.or(options.short.then_some(GROSS_RATIO));
+    if let (Some(limit), Some(ratio)) = (limit, first_ratio)
         && ratio > limit
     {
         bail!("`record` costs {ratio:.2} times the floor, more than {limit}");
+    }
+    let seconds = snapshot.own_cpu_seconds();
+    if options.short && seconds > GROSS_SNAPSHOT_CPU_SECONDS {
+        bail!("a snapshot took {seconds:.1} s of CPU, more than {GROSS_SNAPSHOT_CPU_SECONDS} s");
     }
     Ok(())
 }
@@ -79,115 +102,14 @@ fn compile(name: &str, directory: &Path) -> Result<PathBuf> {
 struct Bench {
     memtrace: PathBuf,
     pairs: PathBuf,
-    many_blocks: PathBuf,
+    stalls: PathBuf,
+    /// Where memtrace writes what it saw.
     json: PathBuf,
-    directory: PathBuf,
+    /// Where heaptrack writes, if it is measured.
+    heaptrack: Option<PathBuf>,
 }
 
-struct Medians {
-    untraced: f64,
-    floor: f64,
-    record: f64,
-    heaptrack: f64,
-}
-
-impl Medians {
-    fn tell(&self, depth: u32) {
-        println!("\nns per pair of malloc and free, {depth} frames deep (medians):");
-        for (what, ns) in [
-            ("untraced", self.untraced),
-            ("empty probes, same sites", self.floor),
-            ("memtrace record", self.record),
-            ("heaptrack", self.heaptrack),
-        ] {
-            println!("  {what:<26}{ns:>10.1}   {:>5.2} x floor", ns / self.floor);
-        }
-    }
-}
-
-impl Bench {
-    fn depth(&self, depth: u32, rounds: u32) -> Result<Medians> {
-        shell::step(&format!("{rounds} rounds at {depth} frames"));
-        let mut plain = Subject::start(Command::new(&self.pairs).arg(depth.to_string()))?;
-        let mut heaptracked = Subject::start(
-            Command::new("heaptrack")
-                .args(["--raw", "-o"])
-                .arg(self.directory.join("heaptrack"))
-                .arg(&self.pairs)
-                .arg(depth.to_string()),
-        )?;
-        // The sites are those that memtrace itself chose.
-        let sites = Recording::attach(&self.memtrace, plain.pid(), &self.json)?.end()?;
-        let mut figures: [Vec<f64>; 4] = Default::default();
-        for _ in 0..rounds {
-            figures[0].push(plain.measure(UNTRACED_PAIRS)?);
-            let probes = empty_probes(&sites, plain.pid())?;
-            figures[1].push(plain.measure(TRACED_PAIRS)?);
-            drop(probes);
-            let recording = Recording::attach(&self.memtrace, plain.pid(), &self.json)?;
-            figures[2].push(plain.measure(TRACED_PAIRS)?);
-            without_losses(&recording.end()?)?;
-            figures[3].push(heaptracked.measure(HEAPTRACK_PAIRS)?);
-        }
-        let [untraced, floor, record, heaptrack] = figures.map(median);
-        Ok(Medians { untraced, floor, record, heaptrack })
-    }
-
-    /// How long it takes to read a million outstanding blocks.
-    fn snapshot(&self) -> Result<()> {
-        let mut program = Subject::start(Command::new(&self.many_blocks).arg("1000000"))?;
-        let recording = Recording::attach(&self.memtrace, program.pid(), &self.json)?;
-        program.tell("go")?;
-        program.line()?;
-        let (recorded, whole) = timed(|| recording.end())?;
-        let snapshot = recorded["snapshots"]
-            .as_array()
-            .and_then(|snapshots| snapshots.last())
-            .context("the JSON has no snapshot")?;
-        let blocks = snapshot["native"]["outstanding"]["blocks"].as_u64().unwrap_or_default();
-        let read = Duration::from_nanos(snapshot["read_ns"].as_u64().context("no `read_ns`")?);
-        println!("\na snapshot of {blocks} outstanding blocks: read in {read:.3?}");
-        println!("from Ctrl-C to the end of memtrace: {whole:.3?}");
-        Ok(())
-    }
-}
-
-/// Empty programs where memtrace's own stand: for malloc an entry and a return, for free an entry.
-fn empty_probes(recorded: &Value, pid: u32) -> Result<Vec<EmptyProbe>> {
-    let program = EmptyProgram::load()?;
-    let attached = recorded["probes"]["attached"].as_array().context("the JSON has no probes")?;
-    let mut probes = Vec::new();
-    for probe in attached {
-        if !matches!(probe["function"].as_str(), Some("malloc" | "free")) {
-            continue;
-        }
-        let number = |key: &str| probe[key].as_u64().with_context(|| format!("no `{key}`"));
-        let object = probe["object"].as_str().context("a probe has no object")?;
-        let file = format!("/proc/{pid}/root{object}");
-        let function = number("function_file_offset")?;
-        probes.push(program.attach(pid, &file, function + number("entry_site")?, false)?);
-        if let Some(site) = probe["return_site"].as_u64() {
-            probes.push(program.attach(pid, &file, function + site, true)?);
-        }
-    }
-    if probes.len() < 3 {
-        bail!("memtrace probed no malloc and free with a return: {}", recorded["probes"]);
-    }
-    Ok(probes)
-}
-
-fn without_losses(recorded: &Value) -> Result<()> {
-    let losses = recorded["snapshots"]
-        .as_array()
-        .and_then(|snapshots| snapshots.last())
-        .and_then(|snapshot| snapshot["native"]["losses"].as_object())
-        .context("the JSON has no losses")?;
-    match losses.iter().find(|(_, count)| count.as_u64() != Some(0)) {
-        Some((label, count)) => bail!("the figure would be too good: `{label}` lost {count}"),
-        None => Ok(()),
-    }
-}
-
+/// In the middle, or halfway between the two in the middle.
 fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     let middle = figures.len() / 2;

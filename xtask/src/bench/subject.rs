@@ -48,7 +48,7 @@ impl Subject {
         writeln!(self.stdin, "{line}").context("ask the program")
     }
 
-    /// ns per pair, over `count` pairs.
+    /// CPU ns per pair, over `count` pairs.
     pub fn measure(&mut self, count: u64) -> Result<f64> {
         interrupt::check()?;
         self.tell(&count.to_string())?;
@@ -64,9 +64,12 @@ pub struct Recording<'a> {
 }
 
 impl<'a> Recording<'a> {
-    pub fn attach(memtrace: &Path, pid: u32, json: &'a Path) -> Result<Self> {
+    pub fn attach(memtrace: &Path, pid: u32, json: &'a Path, options: &[&str]) -> Result<Self> {
         let mut command = Command::new(memtrace);
-        command.args(["record", "--go-profile", "off", "-o", "/dev/null", "--pid"]);
+        command
+            .args(["record", "--go-profile", "off", "-o", "/dev/null"])
+            .args(options)
+            .arg("--pid");
         command.arg(pid.to_string()).arg("--json").arg(json);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut owned = Owned::spawn(&mut command)?;

@@ -6,6 +6,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use crate::kernel::sys::{self, BatchAttr, ElementAttr};
+
 // Numbers of `linux/bpf.h`.
 const BPF_MAP_CREATE: i32 = 0;
 const BPF_MAP_LOOKUP_ELEM: i32 = 1;
@@ -106,17 +108,8 @@ pub fn load_map(to: u8, map: &OwnedFd) -> [Instruction; 2] {
 /// The kernel takes the attributes by size, so one struct per command is enough; it refuses
 /// nonzero bytes that it does not know, with E2BIG.
 fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<RawFd> {
-    // SAFETY: `attributes` is a live, initialised `repr(C)` struct of the size given; pointers
-    // inside it are to buffers that its caller keeps alive for the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_mut(attributes),
-            size_of::<T>() as libc::c_uint,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
+    // SAFETY: pointers inside `attributes` are to buffers that its caller keeps alive for the call.
+    unsafe { sys::bpf(command, attributes) }
 }
 
 /// The same for the commands that answer with a file descriptor.
@@ -137,23 +130,14 @@ pub fn create_map(
     bpf_fd(BPF_MAP_CREATE, &mut attributes)
 }
 
-#[repr(C)]
-struct Element {
-    map: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
 /// Reads the value of a map with a `u32` key and an `N × u64` value.
 pub fn lookup<const N: usize>(map: &OwnedFd, key: u32) -> io::Result<[u64; N]> {
     let mut value = [0u64; N];
-    let mut element = Element {
-        map: map.as_raw_fd() as u32,
-        padding: 0,
+    let mut element = ElementAttr {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
         key: (&raw const key) as u64,
-        value: (&raw mut value) as u64,
+        value_or_next: (&raw mut value) as u64,
         flags: 0,
     };
     bpf(BPF_MAP_LOOKUP_ELEM, &mut element)?;
@@ -162,40 +146,28 @@ pub fn lookup<const N: usize>(map: &OwnedFd, key: u32) -> io::Result<[u64; N]> {
 
 /// Writes the `u64` value of a map with a `u32` key.
 pub fn update(map: &OwnedFd, key: u32, value: u64) -> io::Result<()> {
-    let mut element = Element {
-        map: map.as_raw_fd() as u32,
-        padding: 0,
+    let mut element = ElementAttr {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
         key: (&raw const key) as u64,
-        value: (&raw const value) as u64,
+        value_or_next: (&raw const value) as u64,
         flags: 0,
     };
     bpf(BPF_MAP_UPDATE_ELEM, &mut element).map(drop)
-}
-
-#[repr(C)]
-struct Batch {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map: u32,
-    element_flags: u64,
-    flags: u64,
 }
 
 /// How many entries of a `u32` to `u64` hash one batch lookup brings, of at most `N`.
 pub fn lookup_batch<const N: usize>(map: &OwnedFd) -> io::Result<u32> {
     let (mut keys, mut values) = ([0u32; N], [0u64; N]);
     let mut position = 0u64;
-    let mut batch = Batch {
+    let mut batch = BatchAttr {
         in_batch: 0,
         out_batch: (&raw mut position) as u64,
         keys: (&raw mut keys) as u64,
         values: (&raw mut values) as u64,
         count: N as u32,
-        map: map.as_raw_fd() as u32,
-        element_flags: 0,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
         flags: 0,
     };
     match bpf(BPF_MAP_LOOKUP_BATCH, &mut batch) {

@@ -6,7 +6,7 @@ use super::Page;
 use super::layout::keep_start;
 use crate::outstanding::frames::base_name;
 use crate::report::numbers::{bytes, count, duration, grouped, instant};
-use crate::report::sanitize::visible;
+use crate::sanitize::visible;
 
 impl Page<'_> {
     pub(super) fn head(&mut self) {

@@ -1,13 +1,48 @@
 //! What was not seen, what was lost, and what the seeing cost.
 
+use std::collections::HashMap;
+
 use super::Page;
 use super::layout::{pad_left, wrap};
 use crate::outstanding::frames::base_name;
 use crate::report::numbers::{bytes, count, duration, grouped};
-use crate::report::sanitize::visible;
+use crate::sanitize::visible;
+use crate::snapshot::NotProbed;
 
 /// More than this many lines of what was not probed are summed up; JSON has all.
 const MOST_NOT_PROBED: usize = 20;
+
+/// More functions than this of one object and one reason are counted.
+const MOST_FUNCTIONS: usize = 8;
+
+/// What is not probed of the same object for the same reason, in the order of first appearance.
+fn by_object_and_reason(rows: &[NotProbed]) -> Vec<((&str, &str), Vec<&str>)> {
+    let mut places = HashMap::new();
+    let mut groups: Vec<((&str, &str), Vec<&str>)> = Vec::new();
+    for row in rows {
+        let key = (row.object.as_str(), row.reason.as_str());
+        let place = *places.entry(key).or_insert_with(|| {
+            groups.push((key, Vec::new()));
+            groups.len() - 1
+        });
+        groups[place].1.extend(row.function.as_deref());
+    }
+    groups
+}
+
+/// `, malloc, free and 3 more functions`; nothing where the whole object is meant.
+fn listed(functions: &[&str]) -> String {
+    if functions.is_empty() {
+        return String::new();
+    }
+    let shown = functions.len().min(MOST_FUNCTIONS);
+    let names: Vec<_> = functions[..shown].iter().map(|function| visible(function)).collect();
+    let mut text = format!(", {}", names.join(", "));
+    if let more @ 1.. = functions.len() - shown {
+        text.push_str(&format!(" and {}", count(more as u64, "more function")));
+    }
+    text
+}
 
 impl Page<'_> {
     pub(super) fn not_probed(&mut self) {
@@ -17,17 +52,13 @@ impl Page<'_> {
             self.paragraph(2, "Nothing: every allocator found in the process is probed.");
             return;
         }
-        for row in not_probed.iter().take(MOST_NOT_PROBED) {
-            let function = row.function.as_deref().map(|name| format!(", {name}"));
-            let text = format!(
-                "{}{}: {}",
-                visible(base_name(&row.object)),
-                visible(&function.unwrap_or_default()),
-                visible(&row.reason)
-            );
+        let groups = by_object_and_reason(not_probed);
+        for ((object, reason), functions) in groups.iter().take(MOST_NOT_PROBED) {
+            let text =
+                format!("{}{}: {}", visible(base_name(object)), listed(functions), visible(reason));
             self.paragraph(2, &text);
         }
-        if let Some(more) = not_probed.len().checked_sub(MOST_NOT_PROBED).filter(|more| *more > 0) {
+        if let Some(more) = groups.len().checked_sub(MOST_NOT_PROBED).filter(|more| *more > 0) {
             self.paragraph(2, &format!("and {} more: see --json", grouped(more as u64)));
         }
     }
@@ -86,5 +117,43 @@ impl Page<'_> {
             duration(own.unwind_build_ns)
         );
         self.paragraph(2, &text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(object: &str, function: Option<&str>, reason: &str) -> NotProbed {
+        NotProbed {
+            object: object.to_owned(),
+            function: function.map(str::to_owned),
+            reason: reason.to_owned(),
+        }
+    }
+
+    #[test]
+    fn functions_of_one_object_and_one_reason_share_a_line() {
+        let rows = [
+            row("/lib/ld.so", Some("mmap"), "the loader's own"),
+            row("/lib/libx.so", None, "no symbols"),
+            row("/lib/ld.so", Some("munmap"), "the loader's own"),
+            row("/lib/ld.so", Some("free"), "too short"),
+        ];
+        let expected = vec![
+            (("/lib/ld.so", "the loader's own"), vec!["mmap", "munmap"]),
+            (("/lib/libx.so", "no symbols"), vec![]),
+            (("/lib/ld.so", "too short"), vec!["free"]),
+        ];
+        assert_eq!(by_object_and_reason(&rows), expected);
+    }
+
+    #[test]
+    fn a_long_list_of_functions_ends_with_their_number() {
+        assert_eq!(listed(&[]), "");
+        assert_eq!(listed(&["mmap", "munmap"]), ", mmap, munmap");
+        let many: Vec<String> = (0..MOST_FUNCTIONS + 12).map(|i| format!("f{i}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(listed(&many).ends_with(", f7 and 12 more functions"), "{}", listed(&many));
     }
 }

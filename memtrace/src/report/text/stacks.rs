@@ -7,7 +7,7 @@ use super::layout::{cells, keep_end, keep_start, pad_left};
 use crate::outstanding::books::{GrowthBase, RangeLine, StackLine};
 use crate::outstanding::frames::{Frame, FrameKind, base_name};
 use crate::report::numbers::{ages, bytes, count, duration, grouped, rate};
-use crate::report::sanitize::visible;
+use crate::sanitize::visible;
 use crate::snapshot::RangeOwner;
 
 /// Stacks below 0.05 % would read 0.0 %: they are summed up.

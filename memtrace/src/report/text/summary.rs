@@ -4,7 +4,7 @@ use super::Page;
 use super::layout::{bar, keep_start, pad_left, pad_right, wrap};
 use crate::outstanding::summary::GoCounted;
 use crate::report::numbers::{bytes, mib};
-use crate::report::sanitize::visible;
+use crate::sanitize::visible;
 use crate::snapshot::Known;
 
 const LABEL_CELLS: usize = 42;

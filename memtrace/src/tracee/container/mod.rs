@@ -17,6 +17,7 @@ pub use choose::Candidate;
 pub use engine::{Engine, EngineError};
 pub use state_files::StateFiles;
 
+use crate::sanitize::visible_up_to;
 use crate::snapshot::Container;
 use choose::{Choice, choose, merge};
 
@@ -274,18 +275,9 @@ fn is_id(text: &str) -> bool {
     text.len() == ID_DIGITS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Text from outside, fit for a terminal: control characters escaped, length bounded.
+/// Text from outside, fit for a terminal, its length bounded.
 fn printable(text: &str) -> String {
-    let escape = |character: char| {
-        let harmless = !character.is_control() && !is_format_control(character);
-        if harmless { character.to_string() } else { character.escape_default().to_string() }
-    };
-    text.chars().take(NAME_CHARACTERS).map(escape).collect()
-}
-
-/// Characters that reorder or hide what stands beside them.
-fn is_format_control(character: char) -> bool {
-    matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    visible_up_to(text, NAME_CHARACTERS).into_owned()
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

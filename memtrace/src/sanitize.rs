@@ -12,12 +12,17 @@ pub const LONGEST: usize = 1024;
 
 /// The string with every character that is not plainly visible escaped.
 pub fn visible(text: &str) -> Cow<'_, str> {
-    if text.len() <= LONGEST && !text.chars().any(must_escape) {
+    visible_up_to(text, LONGEST)
+}
+
+/// As [`visible`], cut at `longest` characters of the text.
+pub fn visible_up_to(text: &str, longest: usize) -> Cow<'_, str> {
+    if text.len() <= longest && !text.chars().any(must_escape) {
         return Cow::Borrowed(text);
     }
-    let mut out = String::with_capacity(text.len().min(LONGEST));
+    let mut out = String::with_capacity(text.len().min(longest));
     for (i, c) in text.chars().enumerate() {
-        if i == LONGEST {
+        if i == longest {
             out.push('…');
             break;
         }
@@ -49,7 +54,8 @@ pub fn visible_lines(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-pub(super) fn must_escape(c: char) -> bool {
+/// Whether a terminal acts on the character, or shows nothing for it.
+pub fn must_escape(c: char) -> bool {
     c.is_control()
         || matches!(u32::from(c),
             // Soft hyphen, Arabic letter mark, Mongolian vowel separator, zero-width and
