@@ -130,7 +130,7 @@ fn a_break_that_is_told_beforehand_makes_the_first_growth_known() {
     map.apply(&RangeEvent { time_ns: 1, op, stack: 1, allocator_internal: false });
     assert_eq!(map.anomalies(), RangeAnomalies::default());
     assert_eq!(
-        map.ranges(2, &|_| false).iter().map(|range| range.length_bytes).sum::<u64>(),
+        map.ranges(2, &|_| None).iter().map(|range| range.length_bytes).sum::<u64>(),
         3 * PAGE
     );
 }
