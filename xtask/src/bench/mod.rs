@@ -42,11 +42,7 @@ const GROSS_SNAPSHOT_CPU_SECONDS: f64 = 2.0;
 pub fn run(options: &Options) -> Result<()> {
     shell::require_root("bench")?;
     interrupt::watch()?;
-    if options.short {
-        setup::demo()?;
-    } else {
-        setup::bench()?;
-    }
+    setup::bench(!options.short)?;
     let directory = paths::target().join("bench");
     fs::create_dir_all(&directory).with_context(|| format!("create `{}`", directory.display()))?;
     let mut build = Command::new(paths::cargo());
