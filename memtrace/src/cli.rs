@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::go::GoProfileSource;
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Explains where the memory of a container is: native allocations by complete stack, beside the
@@ -84,7 +85,7 @@ pub struct TargetArgs {
     pub pid: Option<u32>,
 
     /// A container by name or id prefix: its first process that has an allocator
-    #[arg(short, long, value_name = "NAME|ID")]
+    #[arg(short, long, value_name = "NAME|ID", value_parser = NonEmptyStringValueParser::new())]
     pub container: Option<String>,
 
     /// Start this command and trace it from its first allocation

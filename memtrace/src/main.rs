@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     match memtrace::session::run(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("memtrace: {error:#}");
+            memtrace::session::warn(format_args!("{error:#}"));
             memtrace::session::exit_code(&error)
         }
     }

@@ -36,6 +36,24 @@ pub fn visible_up_to(text: &str, longest: usize) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// The same for a message of several lines: its line ends stay, nothing is cut.
+pub fn visible_lines(text: &str) -> Cow<'_, str> {
+    let escaped = |c: char| c != '\n' && must_escape(c);
+    if !text.chars().any(escaped) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if escaped(c) {
+            // Writing to a String does not fail.
+            let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
 /// Whether a terminal acts on the character, or shows nothing for it.
 pub fn must_escape(c: char) -> bool {
     c.is_control()
@@ -66,6 +84,12 @@ mod tests {
         let shown = visible(hostile);
         assert!(!shown.chars().any(must_escape), "{shown}");
         assert!(shown.starts_with("a\\u{1b}[31m\\u{9b}2J\\u{d}\\u{a}") && shown.ends_with('b'));
+    }
+
+    #[test]
+    fn a_message_keeps_its_lines_and_nothing_else() {
+        assert_eq!(visible_lines("failed\n  why"), "failed\n  why");
+        assert_eq!(visible_lines("a\u{1b}[2J\r\n\u{202e}b"), "a\\u{1b}[2J\\u{d}\n\\u{202e}b");
     }
 
     #[test]

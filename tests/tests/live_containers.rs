@@ -89,24 +89,43 @@ fn in_container(name: &str, program: &'static str, kind: Kind) -> Result<()> {
         Container::run(name, &["--network", "none", "--interactive", &image.name, &command])?;
     wait::until("`ready`", Duration::from_secs(20), || Ok(container.logs()?.contains("ready")))?;
     let recording = traced(&container)?;
-    let mut attach = std::process::Command::new("docker")
-        .args(["attach", "--sig-proxy=false", &container.name])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
-        .spawn()?;
-    attach.stdin.take().context("docker's input")?.write_all(b"go\n")?;
+    // The container keeps its standard input open when docker's ends: the program stays alive.
+    let mut attach = Attached::to(&container)?;
+    attach.0.stdin.take().context("docker's input")?.write_all(b"go\n")?;
     let mut told = None;
     wait::until("the truth", Duration::from_secs(60), || {
         told = container.logs()?.lines().find(|line| line.starts_with('{')).map(str::to_owned);
         Ok(told.is_some())
     })?;
     let recorded = recording.interrupt()?.recorded()?;
-    // Its input has ended, and with it the container; docker's own end says nothing.
-    _ = attach.wait();
     let truth = serde_json::from_str(&told.context("the truth")?)?;
     let differences = memtrace_tests::truth::differences(&truth, &recorded.last()?.native);
     ensure!(differences.is_empty(), "{differences:#?}");
     Ok(())
+}
+
+/// `docker attach`, which would wait for the container's end.
+struct Attached(std::process::Child);
+
+impl Attached {
+    fn to(container: &Container) -> Result<Self> {
+        std::process::Command::new("docker")
+            .args(["attach", "--sig-proxy=false", &container.name])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .map(Self)
+            .context("run `docker attach`")
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // Errors mean that it is gone already.
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
 }
 
 /// No bytes are lost, and the books are not empty.
@@ -120,6 +139,12 @@ fn balanced(recorded: &Recorded) -> Result<u64> {
         "the stacks sum to {sum:?}, the total is {:?}",
         native.outstanding
     );
+    // Σ allocated − Σ freed = outstanding, and the other laws that memtrace checks on its books.
+    let checks = &recorded.last()?.checks;
+    let broken: Vec<_> = checks.iter().filter(|check| !check.holds).collect();
+    ensure!(!checks.is_empty() && broken.is_empty(), "laws that do not hold: {broken:?}");
+    let unknown_frees = native.tallies.get("free_unknown");
+    ensure!(unknown_frees.is_some(), "frees of unknown blocks are not counted");
     Ok(native.outstanding.bytes)
 }
 

@@ -1,6 +1,6 @@
 //! Unharmed: however memtrace ends, the tracee works on, and no breakpoint, program or map remains.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use memtrace_tests::compile::{self, Kind};
@@ -12,6 +12,10 @@ use nix::sys::signal::Signal;
 
 /// How often each signal ends memtrace.
 const TIMES: usize = 20;
+/// How many threads of the tracee allocate without end meanwhile.
+const THREADS: &str = "8";
+/// After SIGKILL the kernel takes the probes away one after another, each with its grace periods.
+const PROBES_GO: Duration = Duration::from_secs(60);
 
 #[test]
 fn after_sigint_nothing_remains() -> Result<()> {
@@ -42,16 +46,25 @@ fn a_signal_as_soon_as_it_says_that_it_traces_still_brings_the_report() -> Resul
 
 fn ended_by(signal: Signal) -> Result<()> {
     let _turn = serial::turn()?;
-    let mut program = Program::start(&compile::program("busy", Kind::C)?, &["2"], &[])?;
+    let mut program = Program::start(&compile::program("busy", Kind::C)?, &[THREADS], &[])?;
     let untouched = Text::of(program.pid())?;
+    let mut ends = Vec::new();
     for time in 1..=TIMES {
-        once(signal, &mut program, &untouched)
+        let took = once(signal, &mut program, &untouched)
             .with_context(|| format!("the {time}th end by {signal}"))?;
+        ends.push(took);
     }
+    ends.sort_unstable();
+    println!(
+        "from {signal} until nothing remained: median {:.1?}, longest {:.1?} of {TIMES}",
+        ends[TIMES / 2],
+        ends[TIMES - 1]
+    );
     program.finish()
 }
 
-fn once(signal: Signal, program: &mut Program, untouched: &Text) -> Result<()> {
+/// One memtrace, ended; how long it took until nothing of it remained.
+fn once(signal: Signal, program: &mut Program, untouched: &Text) -> Result<Duration> {
     let recording = Recording::attach(program.pid(), &["--go-profile", "off"])?;
     // That there is something to remain is part of the test.
     let changes = Text::of(program.pid())?.changes_since(untouched);
@@ -63,19 +76,26 @@ fn once(signal: Signal, program: &mut Program, untouched: &Text) -> Result<()> {
     );
     works_on(program)?;
 
+    let start = Instant::now();
     recording.signal(signal)?;
     let finished = recording.finish()?;
     if signal != Signal::SIGKILL {
         finished.recorded().context("what it left after the signal")?;
     }
 
-    wait::until("the programs and maps to go", Duration::from_secs(10), || {
-        Ok(held.still_there()?.is_empty())
+    wait::until("the programs and maps to go", PROBES_GO, || Ok(held.still_there()?.is_empty()))
+        .with_context(|| format!("still there: {:?}", held.still_there()))?;
+    let took = start.elapsed();
+    // The last breakpoint goes with the last program, or a moment after.
+    wait::until("the breakpoints to go", Duration::from_secs(5), || {
+        Ok(Text::of(program.pid())?.changes_since(untouched).is_empty())
     })
-    .with_context(|| format!("still there: {:?}", held.still_there()))?;
-    let changes = Text::of(program.pid())?.changes_since(untouched);
-    ensure!(changes.is_empty(), "changed code remains in the tracee: {changes:#?}");
-    works_on(program)
+    .with_context(|| match Text::of(program.pid()) {
+        Ok(now) => format!("still there: {:#?}", now.changes_since(untouched)),
+        Err(error) => format!("{error:#}"),
+    })?;
+    works_on(program)?;
+    Ok(took)
 }
 
 /// The rounds it has done grow.

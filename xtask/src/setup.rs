@@ -72,9 +72,9 @@ pub fn tests() -> Result<()> {
 }
 
 /// For `cargo xtask bench`.
-pub fn bench() -> Result<()> {
+pub fn bench(with_heaptrack: bool) -> Result<()> {
     packages(DEMO)?;
-    packages(BENCH)
+    if with_heaptrack { packages(BENCH) } else { Ok(()) }
 }
 
 /// For `cargo xtask bpf`.

@@ -72,7 +72,29 @@ pub enum AttachOutcome {
     /// Entry, and return where the function needs one.
     Attached,
     /// Neither.
-    Failed { reason: String },
+    Failed {
+        reason: String,
+        /// For lack of privileges, not because it cannot be.
+        denied: bool,
+    },
+}
+
+/// Why one probe could not be attached.
+struct Refusal {
+    reason: String,
+    denied: bool,
+}
+
+impl<T: Into<String>> From<T> for Refusal {
+    fn from(reason: T) -> Self {
+        Self { reason: reason.into(), denied: false }
+    }
+}
+
+impl From<Refusal> for AttachOutcome {
+    fn from(Refusal { reason, denied }: Refusal) -> Self {
+        Self::Failed { reason, denied }
+    }
 }
 
 impl Kernel {
@@ -84,7 +106,7 @@ impl Kernel {
         let mut probes: Vec<Option<AttachOutcome>> = vec![None; plan.probes.len()];
         let Some(scope) = living_thread(pid) else {
             let reason = format!("process {pid} has no living thread: it has ended");
-            let failed = AttachOutcome::Failed { reason };
+            let failed = AttachOutcome::Failed { reason, denied: false };
             return Ok(AttachReport { probes: vec![failed; plan.probes.len()] });
         };
         let mut order: Vec<usize> = (0..plan.probes.len()).collect();
@@ -94,7 +116,7 @@ impl Kernel {
         for &at in &order {
             match self.attach_entry(scope, &plan.probes[at], first + at) {
                 Ok(link) => entries[at] = Some(link),
-                Err(reason) => probes[at] = Some(AttachOutcome::Failed { reason }),
+                Err(refusal) => probes[at] = Some(refusal.into()),
             }
         }
         let mut returns = Vec::new();
@@ -104,9 +126,9 @@ impl Kernel {
             }
             match self.attach_return(scope, &plan.probes[at], first + at) {
                 Ok(link) => returns.extend(link),
-                Err(reason) => {
+                Err(refusal) => {
                     entries[at] = None;
-                    probes[at] = Some(AttachOutcome::Failed { reason });
+                    probes[at] = Some(refusal.into());
                 }
             }
         }
@@ -121,7 +143,7 @@ impl Kernel {
         scope: NonZeroU32,
         probe: &PlannedProbe,
         index: usize,
-    ) -> Result<ProbeLink, String> {
+    ) -> Result<ProbeLink, Refusal> {
         let kind = probe.signature;
         let program = match kind {
             Signature::Free => "free_entry",
@@ -136,7 +158,7 @@ impl Kernel {
         scope: NonZeroU32,
         probe: &PlannedProbe,
         index: usize,
-    ) -> Result<Option<ProbeLink>, String> {
+    ) -> Result<Option<ProbeLink>, Refusal> {
         let kind = probe.signature;
         if !kind.needs_return() {
             return Ok(None);
@@ -153,7 +175,7 @@ impl Kernel {
         index: usize,
         program: &'static str,
         site: u64,
-    ) -> Result<ProbeLink, String> {
+    ) -> Result<ProbeLink, Refusal> {
         let index = u16::try_from(index)
             .ok()
             .filter(|index| usize::from(*index) < MAX_PROBES)
@@ -165,7 +187,7 @@ impl Kernel {
         // aya takes a bare name for a library to search for, and a path for a C string.
         let path: &Path = &probe.attach_path;
         if !path.is_absolute() || path.as_os_str().as_bytes().contains(&0) {
-            return Err(format!("`{}` is no absolute path", path.display()));
+            return Err(format!("`{}` is no absolute path", path.display()).into());
         }
         let point = UProbeAttachPoint {
             location: UProbeAttachLocation::AbsoluteOffset(offset),
@@ -203,23 +225,26 @@ impl Kernel {
     }
 }
 
-fn explain(error: &ProgramError, path: &Path, offset: u64) -> String {
+fn explain(error: &ProgramError, path: &Path, offset: u64) -> Refusal {
+    let mut denied = false;
     let cause = match error {
         ProgramError::SyscallError(failed) => {
-            let more = match failed.io_error.raw_os_error() {
-                Some(libc::ENOENT) => ": the file is gone".to_owned(),
-                Some(libc::ESRCH) => ": the process has ended".to_owned(),
+            let errno = failed.io_error.raw_os_error();
+            denied = matches!(errno, Some(libc::EPERM | libc::EACCES));
+            let told = |more: &str| format!("{}: {more}", failed.io_error);
+            let more = match errno {
+                Some(libc::ENOENT) => told("the file is gone"),
+                Some(libc::ESRCH) => told("the process has ended"),
                 // 524: ENOTSUPP, the kernel's own.
-                Some(libc::EINVAL | 524) => {
-                    ": the kernel cannot probe the instruction there".to_owned()
-                }
-                _ => format!(": {}", advice(&failed.io_error)),
+                Some(libc::EINVAL | 524) => told("the kernel cannot probe the instruction there"),
+                _ => advice(&failed.io_error),
             };
-            format!("{}: {}{more}", failed.call, failed.io_error)
+            format!("{}: {more}", failed.call)
         }
         other => other.to_string(),
     };
-    format!("failed to attach at `{}`+{offset:#x}: {cause}", path.display())
+    let reason = format!("failed to attach at `{}`+{offset:#x}: {cause}", path.display());
+    Refusal { reason, denied }
 }
 
 /// A thread of the process that has not ended: the kernel ties a probe's filter to the memory of

@@ -8,6 +8,8 @@ use aya::maps::MapError;
 use aya::programs::ProgramError;
 use thiserror::Error;
 
+use crate::tracee::capabilities::Capabilities;
+
 /// Why the kernel side cannot be loaded, attached or read.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -21,14 +23,20 @@ pub enum KernelError {
     #[error("the BPF object has no {kind} `{name}`: rebuild it with `cargo xtask bpf`")]
     Incomplete { kind: &'static str, name: &'static str },
 
+    // The causes of these two are in their advice: as a `source` they would be told twice.
     #[error("failed to load the BPF object: {advice}")]
-    Load { advice: String, source: Box<EbpfError> },
+    Load { advice: String, cause: Box<EbpfError> },
 
     #[error("failed to load BPF program `{program}`: {advice}")]
-    LoadProgram { program: &'static str, advice: String, source: io::Error },
+    LoadProgram { program: &'static str, advice: String, cause: io::Error },
 
-    #[error("failed to attach BPF program `{program}` to tracepoint `{tracepoint}`: {reason}")]
-    AttachTracepoint { program: &'static str, tracepoint: &'static str, reason: String },
+    #[error("failed to attach BPF program `{program}` to tracepoint `{tracepoint}`: {advice}")]
+    AttachTracepoint {
+        program: &'static str,
+        tracepoint: &'static str,
+        advice: String,
+        denied: bool,
+    },
 
     #[error("failed to {action} BPF map `{map}`")]
     Map { action: &'static str, map: &'static str, source: io::Error },
@@ -59,9 +67,12 @@ impl KernelError {
                 format!("map `{name}`: {}", advice(io_error))
             }
             EbpfError::ProgramError(ProgramError::LoadError { io_error, .. }) => advice(io_error),
-            _ => "this kernel may lack what memtrace needs: see `memtrace doctor`".to_owned(),
+            _ => format!(
+                "{}: this kernel may lack what memtrace needs: see `memtrace doctor`",
+                chain(&source)
+            ),
         };
-        Self::Load { advice, source: Box::new(source) }
+        Self::Load { advice, cause: Box::new(source) }
     }
 
     pub(super) fn load_program(program: &'static str, error: ProgramError) -> Self {
@@ -73,14 +84,30 @@ impl KernelError {
                 } else {
                     format!("{}; the kernel's verifier says:\n{log}", advice(&io_error))
                 };
-                Self::LoadProgram { program, advice, source: io_error }
+                Self::LoadProgram { program, advice, cause: io_error }
             }
             other => Self::LoadProgram {
                 program,
-                advice: "see `memtrace doctor`".to_owned(),
-                source: io::Error::other(other),
+                advice: format!("{}: see `memtrace doctor`", chain(&other)),
+                cause: io::Error::other(other),
             },
         }
+    }
+
+    pub(super) fn attach_tracepoint(
+        program: &'static str,
+        tracepoint: &'static str,
+        error: &ProgramError,
+    ) -> Self {
+        let (advice, denied) = match error {
+            ProgramError::SyscallError(failed) => {
+                let errno = failed.io_error.raw_os_error();
+                let denied = matches!(errno, Some(libc::EPERM | libc::EACCES));
+                (format!("{}: {}", failed.call, advice(&failed.io_error)), denied)
+            }
+            other => (chain(other), false),
+        };
+        Self::AttachTracepoint { program, tracepoint, advice, denied }
     }
 
     pub(super) fn open_map(map: &'static str) -> impl FnOnce(MapError) -> Self {
@@ -92,14 +119,16 @@ impl KernelError {
         let refused =
             |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
         match self {
-            Self::Load { source, .. } => match &**source {
+            Self::Load { cause, .. } => match &**cause {
                 EbpfError::MapError(MapError::CreateError { io_error, .. })
                 | EbpfError::ProgramError(ProgramError::LoadError { io_error, .. }) => {
                     refused(io_error)
                 }
                 _ => false,
             },
-            Self::LoadProgram { source, .. } | Self::Map { source, .. } => refused(source),
+            Self::LoadProgram { cause, .. } => refused(cause),
+            Self::Map { source, .. } => refused(source),
+            Self::AttachTracepoint { denied, .. } => *denied,
             _ => false,
         }
     }
@@ -112,10 +141,10 @@ impl KernelError {
 /// What a user can do about an errno of `bpf(2)` or `perf_event_open(2)`.
 pub(super) fn advice(error: &io::Error) -> String {
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => format!(
-            "{error}: run as root, or with CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN before Linux \
-             5.8); in a container also without a seccomp profile that denies bpf"
-        ),
+        Some(libc::EPERM | libc::EACCES) => match Capabilities::of_self() {
+            Some(own) => denied(error, own),
+            None => denied(error, Capabilities::default()),
+        },
         Some(libc::ENOMEM) => format!(
             "{error}: out of memory or locked memory: lower --max-blocks, or raise the limit of \
              locked memory (`ulimit -l unlimited`)"
@@ -128,6 +157,37 @@ pub(super) fn advice(error: &io::Error) -> String {
         ),
         _ => format!("{error}"),
     }
+}
+
+/// `CAP_SYS_ADMIN` stands for the others.
+fn denied(error: &io::Error, own: Capabilities) -> String {
+    let missing = match own.has("CAP_SYS_ADMIN") {
+        true => Vec::new(),
+        false => own.missing(&["CAP_BPF", "CAP_PERFMON"]),
+    };
+    if missing.is_empty() {
+        return format!(
+            "{error}: no capability is missing here; a seccomp profile (of a container), a user \
+             namespace, a security module or the kernel's lockdown denies it: run memtrace on the \
+             host"
+        );
+    }
+    let missing = missing.join(", ");
+    format!("{error}; missing capability: {missing} (run memtrace as root)")
+}
+
+/// An error and its causes, each once: aya's repeat what is below them.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut out = error.to_string();
+    let mut cause = error.source();
+    while let Some(below) = cause {
+        let text = below.to_string();
+        if !out.ends_with(&text) {
+            out = format!("{out}: {text}");
+        }
+        cause = below.source();
+    }
+    out
 }
 
 /// The last lines of a verifier log, without its statistics.
@@ -167,7 +227,10 @@ mod tests {
 
     #[test]
     fn a_denied_load_names_the_capabilities() {
-        let text = advice(&io::Error::from_raw_os_error(libc::EPERM));
-        assert!(text.contains("CAP_BPF") && text.contains("CAP_PERFMON"), "{text}");
+        let refused = io::Error::from_raw_os_error(libc::EPERM);
+        let text = denied(&refused, Capabilities(1 << 39));
+        assert!(text.contains("CAP_PERFMON") && !text.contains("CAP_BPF"), "{text}");
+        let text = denied(&refused, Capabilities(1 << 21));
+        assert!(text.contains("seccomp") && !text.contains("missing capability:"), "{text}");
     }
 }

@@ -140,9 +140,10 @@ fn attach_tracepoint(
         return Err(KernelError::Incomplete { kind: "raw tracepoint", name });
     };
     program.load().map_err(|error| KernelError::load_program(name, error))?;
-    program.attach(tracepoint).and_then(|id| program.take_link(id)).map_err(|error| {
-        KernelError::AttachTracepoint { program: name, tracepoint, reason: error.to_string() }
-    })
+    program
+        .attach(tracepoint)
+        .and_then(|id| program.take_link(id))
+        .map_err(|error| KernelError::attach_tracepoint(name, tracepoint, &error))
 }
 
 fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {

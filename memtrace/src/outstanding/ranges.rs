@@ -180,9 +180,9 @@ impl RangeMap {
         }
     }
 
-    /// The intervals as rows, by address. `is_go_runtime` tells by the stack whether the Go runtime
-    /// mapped it.
-    pub fn ranges(&self, now_ns: u64, is_go_runtime: &dyn Fn(u64) -> bool) -> Vec<Range> {
+    /// The intervals as rows, by address. `owner_of` tells by the stack who mapped it, where that
+    /// is neither the program nor one of its libraries.
+    pub fn ranges(&self, now_ns: u64, owner_of: &dyn Fn(u64) -> Option<RangeOwner>) -> Vec<Range> {
         self.intervals
             .iter()
             .map(|(&start, interval)| Range {
@@ -193,11 +193,10 @@ impl RangeMap {
                 owner: match interval.kind {
                     Kind::File => RangeOwner::File,
                     Kind::AllocatorInternal => RangeOwner::AllocatorInternal,
-                    Kind::Anonymous | Kind::ThreadStack if is_go_runtime(interval.stack) => {
-                        RangeOwner::GoRuntime
+                    Kind::ThreadStack => {
+                        owner_of(interval.stack).unwrap_or(RangeOwner::ThreadStack)
                     }
-                    Kind::ThreadStack => RangeOwner::ThreadStack,
-                    Kind::Anonymous => RangeOwner::Native,
+                    Kind::Anonymous => owner_of(interval.stack).unwrap_or(RangeOwner::Native),
                 },
                 reserved: interval.reserved,
             })

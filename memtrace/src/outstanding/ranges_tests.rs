@@ -26,7 +26,7 @@ fn after(operations: &[RangeOp]) -> RangeMap {
 
 /// `(start, length, stack)` in pages.
 fn shape(map: &RangeMap) -> Vec<(u64, u64, u64)> {
-    map.ranges(0, &|_| false)
+    map.ranges(0, &|_| None)
         .iter()
         .map(|range| (range.start / PAGE, range.length_bytes / PAGE, range.stack))
         .collect()
@@ -34,7 +34,7 @@ fn shape(map: &RangeMap) -> Vec<(u64, u64, u64)> {
 
 #[test]
 fn no_event_covers_nothing() {
-    assert_eq!(RangeMap::new(PAGE).ranges(1, &|_| false), []);
+    assert_eq!(RangeMap::new(PAGE).ranges(1, &|_| None), []);
     assert_eq!(after(&[RangeOp::Unmap { address: 0, length: 1 << 40 }]).covered_bytes(), 0);
 }
 
@@ -99,7 +99,7 @@ fn mremap_moves_pieces_with_their_stacks_and_ages() {
         remapped((11, 3), (40, 4), 1),
     ]);
     assert_eq!(shape(&map), [(10, 1, 0), (40, 1, 0), (41, 1, 1), (42, 1, 0), (43, 1, 2)]);
-    let ages: Vec<_> = map.ranges(100, &|_| false).iter().map(|range| range.age_ns).collect();
+    let ages: Vec<_> = map.ranges(100, &|_| None).iter().map(|range| range.age_ns).collect();
     assert_eq!(ages, [100, 100, 90, 100, 80]);
 }
 
@@ -130,7 +130,7 @@ fn a_break_that_is_told_beforehand_makes_the_first_growth_known() {
     map.apply(&RangeEvent { time_ns: 1, op, stack: 1, allocator_internal: false });
     assert_eq!(map.anomalies(), RangeAnomalies::default());
     assert_eq!(
-        map.ranges(2, &|_| false).iter().map(|range| range.length_bytes).sum::<u64>(),
+        map.ranges(2, &|_| None).iter().map(|range| range.length_bytes).sum::<u64>(),
         3 * PAGE
     );
 }
@@ -162,7 +162,7 @@ fn prot_none_is_reserved_until_it_is_opened() {
         RangeOp::Protect { address: 11 * PAGE, length: 2 * PAGE, prot: RW },
     ]);
     let reserved = |map: &RangeMap| -> Vec<_> {
-        map.ranges(0, &|_| false)
+        map.ranges(0, &|_| None)
             .iter()
             .map(|range| (range.length_bytes / PAGE, range.reserved))
             .collect()
@@ -185,8 +185,11 @@ fn owners_are_told_apart() {
     add(30, 0x22, false, 77, false);
     add(40, 0x2, true, 77, true);
     add(50, 0x22 | MAP_STACK, false, 1, false);
-    let owners: Vec<_> =
-        map.ranges(0, &|stack| stack == 77).iter().map(|range| range.owner).collect();
+    let owners: Vec<_> = map
+        .ranges(0, &|stack| (stack == 77).then_some(RangeOwner::GoRuntime))
+        .iter()
+        .map(|range| range.owner)
+        .collect();
     use RangeOwner::*;
     assert_eq!(owners, [Native, AllocatorInternal, GoRuntime, File, ThreadStack]);
 }
@@ -307,7 +310,7 @@ proptest! {
             model.apply(&event);
 
             let now = 1000;
-            let ranges = map.ranges(now, &|_| false);
+            let ranges = map.ranges(now, &|_| None);
             let mut pages = Pages::new();
             let mut previous_end = 0;
             for range in &ranges {

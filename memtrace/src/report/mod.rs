@@ -15,7 +15,7 @@ mod pprof;
 mod style;
 mod text;
 
-pub use crate::sanitize::visible;
+pub use crate::sanitize::{visible, visible_lines};
 pub use json::JSON_SCHEMA;
 
 /// How a recording is told.

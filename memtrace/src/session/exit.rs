@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use crate::kernel::KernelError;
 use crate::tracee::container::ContainerError;
 use crate::tracee::process::ProcessError;
+use crate::tracee::spawn::SpawnError;
 
 /// A failure of the session's own, with its kind.
 #[derive(Debug, thiserror::Error)]
@@ -16,15 +17,24 @@ pub enum SessionError {
     NothingToProbe { pid: u32, comm: String, reasons: String },
     #[error("not one probe could be attached to process {pid}\n{reasons}")]
     NothingAttached { pid: u32, reasons: String },
-    #[error("process {pid} exited before the probes were armed")]
+    #[error("process {pid} exited before the probes were armed: there is nothing to report")]
     ExitedEarly { pid: u32 },
+    #[error("not permitted to attach a probe to process {pid}\n{reasons}")]
+    AttachDenied { pid: u32, reasons: String },
+    #[error("only one output can be `-` (standard output); give the others a file")]
+    TwoOnStdout,
+    #[error(
+        "{name} is named twice: each output needs a file of its own, other than the recording that \
+         is read"
+    )]
+    SameFileTwice { name: String },
 }
 
 /// | code | meaning |
 /// |---|---|
 /// | 1 | any other failure |
-/// | 2 | the command line (clap) |
-/// | 3 | the target: not found, several, not running, not traceable |
+/// | 2 | the command line |
+/// | 3 | the target: not found, several, not running, not startable, not traceable |
 /// | 4 | not permitted |
 /// | 5 | nothing to probe |
 /// | 6 | the kernel lacks something |
@@ -42,11 +52,23 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
                 _ => 3,
             });
         }
+        if let Some(error) = cause.downcast_ref::<SpawnError>() {
+            return Some(match error {
+                SpawnError::Ptrace { .. } => 4,
+                _ => 3,
+            });
+        }
         if let Some(error) = cause.downcast_ref::<KernelError>() {
-            return Some(if error.is_permission() { 4 } else { 6 });
+            return Some(match error {
+                KernelError::ReadObject { .. } => 1,
+                error if error.is_permission() => 4,
+                _ => 6,
+            });
         }
         match cause.downcast_ref::<SessionError>()? {
+            SessionError::TwoOnStdout | SessionError::SameFileTwice { .. } => Some(2),
             SessionError::ExitedEarly { .. } => Some(3),
+            SessionError::AttachDenied { .. } => Some(4),
             SessionError::NothingToProbe { .. } | SessionError::NothingAttached { .. } => Some(5),
         }
     });

@@ -8,6 +8,8 @@ mod progress;
 mod range_events;
 mod record;
 mod recorder;
+mod say;
+mod signals;
 mod space;
 mod target;
 
@@ -23,6 +25,7 @@ use crate::snapshot::file::{Completeness, read_recording_file};
 use outputs::Outputs;
 
 pub use exit::exit_code;
+pub use say::warn;
 
 /// Runs one command line to its end.
 pub fn run(cli: Cli) -> Result<ExitCode> {
@@ -50,16 +53,16 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 fn report(args: &ReportArgs) -> Result<ExitCode> {
-    let mut outputs = Outputs::open(&args.formats, &[])?;
     let (recording, completeness) = read_recording_file(&args.file)
         .with_context(|| format!("failed to read the recording `{}`", args.file.display()))?;
     let torn = match completeness {
         Completeness::Complete { .. } => None,
         Completeness::Torn(torn) => {
-            eprintln!("memtrace: `{}` is {torn}", args.file.display());
+            warn(format_args!("`{}` is {torn}", args.file.display()));
             Some(torn.to_string())
         }
     };
+    let mut outputs = Outputs::open(&args.formats, None, Some(&args.file))?;
     outputs.render(&recording, &args.formats, torn)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -90,7 +93,8 @@ fn man_pages() -> Result<Vec<u8>> {
 
 /// A reader that went away (`| head`) is no error.
 fn to_stdout(bytes: &[u8]) -> Result<ExitCode> {
-    match io::stdout().write_all(bytes) {
+    let mut stdout = io::stdout();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(error).context("failed to write to standard output")
         }

@@ -1,50 +1,119 @@
 //! Where results go: files, pipes, `/dev/null`, `-`. All are opened before the first probe is
-//! attached, so that an unwritable one is told before the target is touched.
+//! attached, so that an unwritable one is told before the target is touched; what a file held
+//! before is kept until there is something to write, and a new file that got nothing is removed.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
+use super::exit::SessionError;
+use super::say::warn;
 use crate::cli::{ColorChoice, FormatArgs};
 use crate::report::{self, Format, ReportOptions};
 use crate::snapshot::Recording;
 
 /// One opened output.
 pub struct Sink {
+    /// As a message quotes it.
     name: String,
-    writer: Box<dyn Write>,
+    writer: Writer,
+}
+
+enum Writer {
+    Stdout(io::Stdout),
+    /// `created` is set as long as nothing was written to a file that was not there before.
+    File {
+        file: File,
+        untouched: bool,
+        created: Option<PathBuf>,
+    },
 }
 
 impl Sink {
     pub fn open(path: &Path) -> Result<Self> {
-        let name = path.display().to_string();
         if path.as_os_str() == "-" {
-            return Ok(Self { name: "standard output".into(), writer: Box::new(io::stdout()) });
+            return Ok(Self {
+                name: "standard output".into(),
+                writer: Writer::Stdout(io::stdout()),
+            });
         }
-        let file = File::create(path).with_context(|| {
-            format!("failed to open `{name}` for writing; name a file in a writable directory")
+        let name = format!("`{}`", path.display());
+        let new = OpenOptions::new().write(true).create_new(true).open(path);
+        let (file, created) = match new {
+            Ok(file) => (Ok(file), Some(path.to_owned())),
+            Err(_) => {
+                (OpenOptions::new().write(true).create(true).truncate(false).open(path), None)
+            }
+        };
+        let file = file.with_context(|| {
+            format!("failed to open {name} for writing; name a file in a writable directory")
         })?;
-        Ok(Self { name, writer: Box::new(file) })
+        Ok(Self { name, writer: Writer::File { file, untouched: true, created } })
+    }
+
+    /// As a message quotes it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Device and inode of a regular file: two names may mean the same one.
+    fn identity(&self) -> Option<(u64, u64)> {
+        match &self.writer {
+            Writer::Stdout(_) => None,
+            Writer::File { file, .. } => {
+                file.metadata().ok().filter(|m| m.is_file()).map(|m| (m.dev(), m.ino()))
+            }
+        }
+    }
+
+    /// Before the first byte: what the file held goes.
+    fn begin(&mut self) -> io::Result<()> {
+        if let Writer::File { file, untouched, created } = &mut self.writer
+            && std::mem::take(untouched)
+        {
+            *created = None;
+            if file.metadata()?.is_file() {
+                file.set_len(0)?;
+            }
+        }
+        Ok(())
     }
 
     /// A reader that went away (`| head`) is no error.
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        match self.writer.write_all(bytes).and_then(|()| self.writer.flush()) {
+    fn deliver(&mut self, bytes: &[u8]) -> Result<()> {
+        match self.write_all(bytes).and_then(|()| self.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.with_context(|| format!("failed to write to `{}`", self.name)),
+            other => other.with_context(|| format!("failed to write to {}", self.name)),
+        }
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if let Writer::File { created: Some(path), .. } = &self.writer {
+            // An empty file that stays is no harm.
+            let _ = std::fs::remove_file(path);
         }
     }
 }
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.writer.write(bytes)
+        self.begin()?;
+        match &mut self.writer {
+            Writer::Stdout(stdout) => stdout.write(bytes),
+            Writer::File { file, .. } => file.write(bytes),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush()
+        match &mut self.writer {
+            Writer::Stdout(stdout) => stdout.flush(),
+            Writer::File { file, .. } => file.flush(),
+        }
     }
 }
 
@@ -52,14 +121,19 @@ impl Write for Sink {
 /// taken.
 pub struct Outputs {
     sinks: Vec<(Format, Sink)>,
+    recording: Option<Sink>,
     text_to_stdout: bool,
     color: bool,
     width: usize,
 }
 
 impl Outputs {
-    /// `others` are paths besides the formats' that may claim standard output too.
-    pub fn open(formats: &FormatArgs, others: &[&Path]) -> Result<Self> {
+    /// `recording` is where a recording is written to, `input` where one is read from.
+    pub fn open(
+        formats: &FormatArgs,
+        recording: Option<&Path>,
+        input: Option<&Path>,
+    ) -> Result<Self> {
         let wanted = [
             (Format::Json, &formats.json),
             (Format::Pprof, &formats.pprof),
@@ -68,11 +142,11 @@ impl Outputs {
         let claims = wanted
             .iter()
             .filter_map(|(_, path)| path.as_deref())
-            .chain(others.iter().copied())
+            .chain(recording)
             .filter(|path| path.as_os_str() == "-")
             .count();
         if claims > 1 {
-            bail!("only one output can be `-` (standard output); give the others a file");
+            return Err(SessionError::TwoOnStdout.into());
         }
         let mut sinks = Vec::new();
         for (format, path) in wanted {
@@ -80,8 +154,22 @@ impl Outputs {
                 sinks.push((format, Sink::open(path)?));
             }
         }
+        let recording = recording.map(Sink::open).transpose()?;
+        let mut taken: Vec<_> = input
+            .and_then(|path| path.metadata().ok())
+            .map(|m| (m.dev(), m.ino()))
+            .into_iter()
+            .collect();
+        for sink in sinks.iter().map(|(_, sink)| sink).chain(&recording) {
+            let Some(identity) = sink.identity() else { continue };
+            if taken.contains(&identity) {
+                return Err(SessionError::SameFileTwice { name: sink.name.clone() }.into());
+            }
+            taken.push(identity);
+        }
         Ok(Self {
             sinks,
+            recording,
             text_to_stdout: claims == 0,
             color: match formats.color {
                 ColorChoice::Always => true,
@@ -92,7 +180,13 @@ impl Outputs {
         })
     }
 
-    /// Renders the recording into every output.
+    /// Where the recording goes, once.
+    pub fn take_recording(&mut self) -> Option<Sink> {
+        self.recording.take()
+    }
+
+    /// Renders the recording into every output. One that fails keeps no other from being written;
+    /// the last failure is the result, those before it are told.
     pub fn render(
         &mut self,
         recording: &Recording,
@@ -108,14 +202,22 @@ impl Outputs {
             torn,
             ..ReportOptions::default()
         };
-        for (format, sink) in &mut self.sinks {
-            sink.write(&report::render(*format, recording, &options)?)?;
-        }
         if self.text_to_stdout {
-            let text = report::render(Format::Text, recording, &options)?;
-            Sink::open(Path::new("-"))?.write(&text)?;
+            self.sinks.push((Format::Text, Sink::open(Path::new("-"))?));
         }
-        Ok(())
+        let mut failed: Option<anyhow::Error> = None;
+        for (format, mut sink) in self.sinks.drain(..) {
+            let delivered = report::render(format, recording, &options)
+                .map_err(anyhow::Error::from)
+                .and_then(|bytes| sink.deliver(&bytes));
+            if let Err(error) = delivered
+                && let Some(earlier) = failed.replace(error)
+                && failed.as_ref().is_some_and(|last| last.to_string() != earlier.to_string())
+            {
+                warn(format_args!("{earlier:#}"));
+            }
+        }
+        failed.map_or(Ok(()), Err)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::say::say;
 use crate::kernel::{AttachOutcome, Kernel};
 use crate::plan::decide::{decide, is_wanted};
 use crate::plan::host::HostFacts;
@@ -31,6 +32,7 @@ pub struct Probes {
     is_attached: Vec<bool>,
     /// Attached since they were last taken.
     new: ProbeReport,
+    any_denied: bool,
 }
 
 impl Probes {
@@ -41,16 +43,24 @@ impl Probes {
             self.is_attached.push(outcome == AttachOutcome::Attached);
             match outcome {
                 AttachOutcome::Attached => self.new.attached.push(attached(probe)),
-                AttachOutcome::Failed { reason } => self.new.not_probed.push(NotProbed {
-                    object: probe.object.clone(),
-                    function: Some(probe.function.clone()),
-                    reason,
-                }),
+                AttachOutcome::Failed { reason, denied } => {
+                    self.any_denied |= denied;
+                    self.new.not_probed.push(NotProbed {
+                        object: probe.object.clone(),
+                        function: Some(probe.function.clone()),
+                        reason,
+                    });
+                }
             }
         }
         self.new.not_probed.extend(planned.plan.not_probed.iter().cloned());
         self.new.not_probed.extend(planned.objects.unreadable.iter().cloned());
         Ok(())
+    }
+
+    /// Whether a probe was refused for lack of privileges.
+    pub fn any_denied(&self) -> bool {
+        self.any_denied
     }
 
     /// What came since this was last asked.
@@ -83,17 +93,17 @@ pub fn explain(probes: &ProbeReport) {
     for probe in &probes.attached {
         let cost = if probe.entry_is_emulated { "one trap" } else { "single-stepped" };
         let back = probe.return_site.map(|at| format!(", return at +{at}")).unwrap_or_default();
-        eprintln!(
+        say(format_args!(
             "probe {} {} ({}): entry at +{} `{}` ({cost}){back}",
             visible(&probe.object),
             visible(&probe.function),
             probe.allocator,
             probe.entry_site,
             probe.entry_instruction,
-        );
+        ));
     }
     for missing in &probes.not_probed {
-        eprintln!("not probed: {}", reason(missing));
+        say(format_args!("not probed: {}", reason(missing)));
     }
 }
 

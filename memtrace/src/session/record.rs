@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::SessionError;
 use super::outputs::{Outputs, Sink};
@@ -14,6 +13,8 @@ use super::probes::{Planned, Probes, explain, plan_for, reasons};
 use super::progress::{Progress, Status};
 use super::range_events::range_event;
 use super::recorder::{Readings, Recorder, as_ns, unix_ns};
+use super::say::{say, warn};
+use super::signals::Signals;
 use super::space::AddressSpace;
 use super::target::{Target, resolve};
 use crate::cli::RecordArgs;
@@ -23,7 +24,6 @@ use crate::kernel::{Kernel, KernelConfig, LogReader, Notice};
 use crate::outstanding::ranges::RangeMap;
 use crate::plan::host::HostFacts;
 use crate::report::visible;
-use crate::snapshot::file::RecordingWriter;
 use crate::snapshot::{Header, HostSummary, Known, ProbeReport, Recording, SCHEMA_VERSION, Tracee};
 use crate::tracee::ports::{connectable, listening_ports};
 use crate::tracee::process::Process;
@@ -36,40 +36,25 @@ const SETTLE: Duration = Duration::from_millis(30);
 const RESCAN_EVERY: Duration = Duration::from_secs(1);
 
 pub async fn run(args: RecordArgs) -> Result<ExitCode> {
-    let recording_path = args.output.as_deref();
-    let mut outputs = Outputs::open(&args.formats, recording_path.as_slice())?;
-    let sink = recording_path.map(Sink::open).transpose()?;
-
+    let mut outputs = Outputs::open(&args.formats, args.output.as_deref(), None)?;
     let target = resolve(&args.target).await?;
     let mut session = Session::prepare(&args, target)?;
-    // Before it says that it traces: who waits for that may interrupt at once.
-    let mut signals = Signals::register()?;
-    let mut recorder = session.arm(&args, sink)?;
+    // Before it says that it traces: who waits for that may send a signal at once.
+    let mut signals = Signals::taken()?;
+    let mut recorder = session.arm(&args, outputs.take_recording())?;
     let ended = session.watch(&args, &mut recorder, &mut signals).await?;
+    signals.give_back();
     session.close().await?;
     session.take(&mut recorder, Some(ended.clone())).await?;
     // Seconds, in which the report is written.
     let detaching = session.kernel.detach_meanwhile();
 
-    let recording = recorder.finish(&ended)?;
-    outputs.render(&recording, &args.formats, None)?;
+    let (recording, written) = recorder.finish(&ended);
+    let rendered = outputs.render(&recording, &args.formats, None);
     drop(detaching);
-    session.child_exit_code()
-}
-
-/// The signals that end a recording, from when they are registered.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn register() -> Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).context("failed to wait for SIGINT")?,
-            terminate: signal(SignalKind::terminate()).context("failed to wait for SIGTERM")?,
-        })
-    }
+    let code = session.child_exit_code()?;
+    rendered.and(written)?;
+    Ok(code)
 }
 
 /// Everything that lives as long as the probes.
@@ -98,7 +83,7 @@ impl Session {
         let host = gather_plain_host();
         let mut space = AddressSpace::of(&target.process)?;
         for warning in &space.mappings.warnings {
-            eprintln!("memtrace: {}", visible(warning));
+            warn(visible(warning));
         }
         let planned = plan_for(&target.process, &space.mappings.files, &host);
         if !planned.plan.probes.iter().any(|probe| probe.signature.is_simple()) {
@@ -131,7 +116,9 @@ impl Session {
         };
         space.publish(&mut kernel, pid)?;
         let namespace = open_network_namespace(pid).unwrap_or_else(|reason| {
-            eprintln!("memtrace: {reason}: the Go profile is asked for from here");
+            if !target.process.has_exited() {
+                warn(format_args!("{reason}: the Go profile is asked for from here"));
+            }
             None
         });
         let mut ranges = RangeMap::new(host.page_size_bytes);
@@ -166,6 +153,7 @@ impl Session {
             let reasons = reasons(&probes.not_probed);
             return Err(match self.target.process.has_exited() {
                 true => SessionError::ExitedEarly { pid },
+                false if self.probes.any_denied() => SessionError::AttachDenied { pid, reasons },
                 false => SessionError::NothingAttached { pid, reasons },
             }
             .into());
@@ -183,16 +171,13 @@ impl Session {
             names: Vec::new(),
             snapshots: Vec::new(),
         };
-        let writer = sink
-            .map(|sink| RecordingWriter::create(sink, &recording.header))
-            .transpose()
-            .context("failed to start the recording")?;
+        let recorder = Recorder::start(recording, sink, self.armed_at)?;
         if let Some(spawned) = &mut self.target.spawned {
             spawned.resume()?;
         }
         let comm = visible(&self.target.process.comm);
-        eprintln!("tracing PID {pid} ({comm}) ({count} probes armed)");
-        Ok(Recorder::new(recording, writer, self.armed_at))
+        say(format_args!("tracing PID {pid} ({comm}) ({count} probes armed)"));
+        Ok(recorder)
     }
 
     fn header(&self, args: &RecordArgs, probes: ProbeReport) -> Header {
@@ -254,8 +239,7 @@ impl Session {
         let ended = loop {
             tokio::select! {
                 biased;
-                _ = signals.interrupt.recv() => break "interrupted (SIGINT)".to_owned(),
-                _ = signals.terminate.recv() => break "terminated (SIGTERM)".to_owned(),
+                reason = signals.next() => break reason.to_owned(),
                 () = &mut end => break "the duration is over".to_owned(),
                 _ = exit.readable() => break "the process exited".to_owned(),
                 () = next_snapshot(&mut snapshots) => self.take(recorder, None).await?,
@@ -309,7 +293,7 @@ impl Session {
         if let Err(error) = self.follow_mappings()
             && !self.target.process.has_exited()
         {
-            eprintln!("memtrace: {error:#}");
+            warn(format_args!("{error:#}"));
         }
     }
 
@@ -361,7 +345,8 @@ impl Session {
             own_memory: self.own.memory()?.rss,
             ended,
         };
-        recorder.take(readings, &mut self.space, &self.ranges)
+        recorder.take(readings, &mut self.space, &self.ranges);
+        Ok(())
     }
 
     fn show(&mut self, progress: &mut Progress, args: &RecordArgs) -> Result<()> {
@@ -392,7 +377,7 @@ impl Session {
         use std::os::unix::process::ExitStatusExt;
         let Some(spawned) = &mut self.target.spawned else { return Ok(ExitCode::SUCCESS) };
         let Some(status) = spawned.try_wait()? else {
-            eprintln!("the command goes on (PID {})", spawned.pid());
+            say(format_args!("the command goes on (PID {})", spawned.pid()));
             return Ok(ExitCode::SUCCESS);
         };
         // As a shell tells it.

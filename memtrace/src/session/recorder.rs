@@ -1,34 +1,39 @@
 //! Puts one snapshot together from all sources, and keeps the recording: in memory for the report,
 //! in the file for later.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use memtrace_common::counters::{Loss, Tally};
 
 use super::outputs::Sink;
+use super::say::warn;
 use super::space::AddressSpace;
 use crate::kernel::{KernelCost, KernelSnapshot};
 use crate::outstanding::ranges::RangeMap;
-use crate::snapshot::file::RecordingWriter;
+use crate::snapshot::file::{FileError, RecordingWriter};
 use crate::snapshot::{
     AddressNames, AttachedProbe, GoBooks, Header, Known, Name, Native, Object, OwnCost,
-    ProbeReport, ProcessMemory, Recording, Snapshot, StackDef,
+    ProbeReport, ProcessMemory, RangeOwner, Recording, Snapshot, StackDef,
 };
-use crate::stacks::frames::range_is_go_runtimes;
+use crate::stacks::frames::range_owner;
 use crate::stacks::text::demangle;
 
 pub struct Recorder {
     recording: Recording,
     writer: Option<RecordingWriter<Sink>>,
+    /// Where it goes, for messages.
+    file: String,
+    /// Why the file was given up.
+    failed: Option<anyhow::Error>,
     armed: Instant,
     /// By address; what is in here is in the recording, too.
     names: HashMap<u64, Vec<Name>>,
     /// The probed function by the address of its entry site: the leaf of every stack.
     probed: HashMap<u64, String>,
-    /// Stacks in which the Go runtime maps memory for itself.
-    go_runtime_stacks: HashSet<u64>,
+    /// Of the stacks in which the Go runtime or an allocator maps memory for itself.
+    range_owners: HashMap<u64, RangeOwner>,
 }
 
 /// All that one snapshot is made of.
@@ -49,15 +54,17 @@ pub struct Readings {
 }
 
 impl Recorder {
-    pub fn new(
-        recording: Recording,
-        writer: Option<RecordingWriter<Sink>>,
-        armed: Instant,
-    ) -> Self {
-        let (names, go_runtime_stacks) = (HashMap::new(), HashSet::new());
+    /// Starts the file, if there is to be one.
+    pub fn start(recording: Recording, sink: Option<Sink>, armed: Instant) -> Result<Self> {
+        let file = sink.as_ref().map(|sink| sink.name().to_owned()).unwrap_or_default();
+        let writer = sink
+            .map(|sink| RecordingWriter::create(sink, &recording.header))
+            .transpose()
+            .with_context(|| format!("failed to start the recording in {file}"))?;
+        let (names, range_owners) = (HashMap::new(), HashMap::new());
         let Header { probes, tracee, .. } = &recording.header;
         let probed = probed_functions(&probes.attached, &tracee.objects).collect();
-        Self { recording, writer, armed, names, probed, go_runtime_stacks }
+        Ok(Self { recording, writer, file, failed: None, armed, names, probed, range_owners })
     }
 
     pub fn min_age_ns(&self) -> u64 {
@@ -65,12 +72,7 @@ impl Recorder {
     }
 
     /// Names new stacks, composes the snapshot, appends it to the recording.
-    pub fn take(
-        &mut self,
-        readings: Readings,
-        space: &mut AddressSpace,
-        ranges: &RangeMap,
-    ) -> Result<()> {
+    pub fn take(&mut self, readings: Readings, space: &mut AddressSpace, ranges: &RangeMap) {
         let new_probes = probed_functions(&readings.new_probes.attached, &space.objects);
         self.probed.extend(new_probes);
         let new_names = self.name(space, &readings.new_stacks);
@@ -90,7 +92,7 @@ impl Recorder {
             native: Native {
                 stacks: of_process.map(|process| process.stacks).unwrap_or_default(),
                 ranges: ranges
-                    .ranges(kernel.monotonic_ns, &|stack| self.go_runtime_stacks.contains(&stack)),
+                    .ranges(kernel.monotonic_ns, &|stack| self.range_owners.get(&stack).copied()),
                 losses: labelled(Loss::ALL, &kernel.losses, Loss::label)
                     .into_iter()
                     .chain(ranges.anomalies().counters().map(|line| (line.0.to_owned(), line.1)))
@@ -113,23 +115,40 @@ impl Recorder {
             new_probes: readings.new_probes,
         };
         if let Some(writer) = &mut self.writer {
-            writer
-                .append(&new_objects, &readings.new_stacks, &new_names, &snapshot)
-                .context("failed to write the recording")?;
+            let appended = writer.append(&new_objects, &readings.new_stacks, &new_names, &snapshot);
+            if let Err(error) = appended {
+                self.give_up(error);
+            }
         }
+        let recording = &mut self.recording;
         recording.new_objects.extend(new_objects);
         recording.stacks.extend(readings.new_stacks);
         recording.names.extend(new_names);
         recording.push(snapshot);
-        Ok(())
     }
 
-    /// Ends the file; what was recorded, for the report.
-    pub fn finish(mut self, reason: &str) -> Result<Recording> {
-        if let Some(writer) = self.writer.take() {
-            writer.finish(reason).context("failed to end the recording")?;
+    /// A full disk ends the file, which stays readable up to there, and not the tracing.
+    fn give_up(&mut self, error: FileError) {
+        self.writer = None;
+        let gone = |source: &std::io::Error| source.kind() == std::io::ErrorKind::BrokenPipe;
+        if matches!(&error, FileError::Write(source) if gone(source)) {
+            // A reader that went away (`| head`) is no error.
+            return;
         }
-        Ok(self.recording)
+        let error = anyhow::Error::from(error)
+            .context(format!("the recording in {} ends early", self.file));
+        warn(format_args!("{error:#}; the tracing goes on"));
+        self.failed = Some(error);
+    }
+
+    /// Ends the file; what was recorded, for the report, and whether the file holds all of it.
+    pub fn finish(mut self, reason: &str) -> (Recording, Result<()>) {
+        if let Some(writer) = self.writer.take()
+            && let Err(error) = writer.finish(reason)
+        {
+            self.give_up(error);
+        }
+        (self.recording, self.failed.map_or(Ok(()), Err))
     }
 
     /// The names that these stacks need and the recording lacks.
@@ -145,8 +164,8 @@ impl Recorder {
         }
         for stack in stacks {
             let names = stack.frames.iter().filter_map(|address| self.names.get(address)).flatten();
-            if range_is_go_runtimes(names) {
-                self.go_runtime_stacks.insert(stack.id);
+            if let Some(owner) = range_owner(names) {
+                self.range_owners.insert(stack.id, owner);
             }
         }
         new_names

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use anyhow::{Context, Result};
 
+use super::say::warn;
 use crate::cli::TargetArgs;
 use crate::plan::decide::is_wanted;
 use crate::snapshot::Container;
@@ -39,7 +40,7 @@ pub async fn resolve(args: &TargetArgs) -> Result<Target> {
 fn spawn(command: &[OsString]) -> Result<Target> {
     let spawned = Spawned::start(command)?;
     if let Some(ignored) = spawned.set_id_ignored() {
-        eprintln!("memtrace: {ignored}");
+        warn(ignored);
     }
     if spawned.stop_point() == StopPoint::EntryAfterConstructors {
         eprintln!(

@@ -15,7 +15,8 @@
 //! Names decide, so nothing here changes a total: a program that names its own function like
 //! glue gets it folded in the text report, and nothing else.
 
-use crate::snapshot::Name;
+use crate::plan::catalogue::{Convention, lookup};
+use crate::snapshot::{Name, RangeOwner};
 
 /// What kind of code a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -118,7 +119,7 @@ pub fn called_c_function(function: &str) -> Option<&str> {
 /// `runtime.systemstack` ← `runtime.mmap`. Without cgo it makes the system call itself, in
 /// `runtime.sysMmap`. What a Go program maps itself (`syscall.Mmap`) goes through neither.
 /// `names` are those of the stack's frames, leaf first.
-pub fn range_is_go_runtimes<'a>(names: impl IntoIterator<Item = &'a Name>) -> bool {
+fn range_is_go_runtimes<'a>(names: impl IntoIterator<Item = &'a Name>) -> bool {
     const OWNERS: [&str; 9] = [
         "x_cgo_mmap",
         "runtime.mmap",
@@ -137,6 +138,29 @@ pub fn range_is_go_runtimes<'a>(names: impl IntoIterator<Item = &'a Name>) -> bo
         let function = name.function.strip_suffix(".abi0").unwrap_or(&name.function);
         OWNERS.contains(&function)
     })
+}
+
+/// Whether a range was mapped by an allocator for itself, judged by the names of the stack in which
+/// mmap was called. Inside `malloc` the kernel side knows that; but `free` is left at once there,
+/// and glibc's maps a new arena when it is the first call of its thread: the blocks of that arena
+/// would be counted twice.
+fn range_is_allocators<'a>(names: impl IntoIterator<Item = &'a Name>) -> bool {
+    const FRAMES: usize = 16;
+    names.into_iter().take(FRAMES).any(|name| {
+        lookup(&name.function).is_some_and(|known| known.convention != Convention::Ranged)
+    })
+}
+
+/// Who mapped a range, where that is neither the program nor one of its libraries. `names` are
+/// those of the stack's frames, leaf first.
+pub fn range_owner<'a>(
+    names: impl IntoIterator<Item = &'a Name, IntoIter: Clone>,
+) -> Option<RangeOwner> {
+    let names = names.into_iter();
+    if range_is_go_runtimes(names.clone()) {
+        return Some(RangeOwner::GoRuntime);
+    }
+    range_is_allocators(names).then_some(RangeOwner::AllocatorInternal)
 }
 
 #[cfg(test)]
@@ -210,5 +234,20 @@ mod tests {
         assert!(!owns(&["mmap", "c_mmap", "_cgo_8a3f1122_Cfunc_c_mmap", "runtime.asmcgocall"]));
         assert!(!owns(&["mmap", "pthread_create", "x_cgo_thread_start", "runtime.asmcgocall"]));
         assert!(!owns(&[]));
+    }
+
+    #[test]
+    fn an_arena_mapped_inside_free_is_the_allocators_own() {
+        let owner = |functions: &[&str]| {
+            let names: Vec<Name> = functions.iter().map(|function| name(function)).collect();
+            range_owner(&names)
+        };
+        let allocators = Some(RangeOwner::AllocatorInternal);
+        let with_debug_info = ["__mmap64", "alloc_new_heap", "tcache_init", "__libc_free"];
+        assert_eq!(owner(&[&with_debug_info[..], &["start_thread", "clone"]].concat()), allocators);
+        assert_eq!(owner(&["mmap", "libc.so.6+0x9a1b2", "cfree", "user"]), allocators);
+        assert_eq!(owner(&["mmap", "free_buffers", "malloc_stats_of_user"]), None);
+        assert_eq!(owner(&["mmap", "mmap64", "map_file"]), None);
+        assert_eq!(owner(&["mmap", "x_cgo_mmap", "main"]), Some(RangeOwner::GoRuntime));
     }
 }

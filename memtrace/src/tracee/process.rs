@@ -26,7 +26,9 @@ pub enum ProcessError {
     NoSuchProcess { pid: u32 },
     #[error("{thread} is a thread of process {process}: trace the process")]
     IsThread { thread: u32, process: u32 },
-    #[error("process {pid} (`{comm}`) is a kernel thread: it has no memory of its own to trace")]
+    #[error(
+        "process {pid} (`{comm}`) is a kernel thread: it has no memory of its own to trace; name a process"
+    )]
     KernelThread { pid: u32, comm: String },
     #[error(
         "process {pid} (`{comm}`) has ended and only waits for its parent to collect it (zombie)"

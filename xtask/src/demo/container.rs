@@ -90,7 +90,9 @@ fn docker(daemon: daemon::Daemon, root: &Path, flags: &[&str]) -> Result<Contain
         Command::new("docker")
             .args(["run", "--detach", "--name", NAME, "--memory", MEMORY, "--network", "none"])
             .args([IMAGE, "/notes"])
-            .args(flags),
+            .args(flags)
+            // Its id; standard output is the report alone.
+            .stdout(Stdio::null()),
     )?;
     let pid = shell::ask(Command::new("docker").args(["inspect", "-f", "{{.State.Pid}}", NAME]))?;
     let pid = match pid.trim().parse() {

@@ -55,7 +55,9 @@ pub fn run(options: &Options) -> Result<()> {
     let service = directory.join("notes");
     shell::run(
         go::build()
-            .args(["-tags", "libsqlite3", "-o"])
+            // As images are built: no paths of this machine in the binary, and nothing asked of git,
+            // which refuses root in a clone of somebody else's.
+            .args(["-trimpath", "-buildvcs=false", "-tags", "libsqlite3", "-o"])
             .arg(&service)
             .arg(".")
             .current_dir(paths::workspace().join("demo")),
