@@ -22,6 +22,8 @@ pub struct Case {
     pub memtrace: &'static [&'static str],
     /// How long the work may take, traced.
     pub limit: Duration,
+    /// memtrace ends before it is told to.
+    pub ends_by_itself: bool,
 }
 
 impl Case {
@@ -33,6 +35,7 @@ impl Case {
             environment: Vec::new(),
             memtrace: &[],
             limit: Duration::from_secs(60),
+            ends_by_itself: false,
         }
     }
 
@@ -48,6 +51,12 @@ impl Case {
 
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
+        self
+    }
+
+    /// A SIGINT would come while memtrace is already ending, and then it means "at once".
+    pub fn ends_by_itself(mut self) -> Self {
+        self.ends_by_itself = true;
         self
     }
 
@@ -70,7 +79,9 @@ impl Case {
         let recording = Recording::attach(program.pid(), self.memtrace)?;
         program.go()?;
         let truth = program.truth(self.limit)?;
-        recording.signal(Signal::SIGINT)?;
+        if !self.ends_by_itself {
+            recording.signal(Signal::SIGINT)?;
+        }
         let recorded = recording.finish()?.recorded()?;
         program.finish()?;
         Ok((truth, recorded))
