@@ -4,6 +4,7 @@
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
+use super::say::say;
 use crate::report::visible;
 
 /// The kernel side logs under `memtrace_ebpf`.
@@ -18,7 +19,7 @@ impl Log for StandardError {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            eprintln!("{}", line(record));
+            say(line(record));
         }
     }
 

@@ -43,9 +43,9 @@ fn spawn(command: &[OsString]) -> Result<Target> {
         warn(ignored);
     }
     if spawned.stop_point() == StopPoint::EntryAfterConstructors {
-        eprintln!(
-            "memtrace: the program's loader does not tell when it is done: what constructors of \
-             libraries allocate is missing"
+        warn(
+            "the program's loader does not tell when it is done: what constructors of libraries \
+             allocate is missing",
         );
     }
     let process = Process::open(spawned.pid())?;
