@@ -122,7 +122,13 @@ pub struct ThreadRow {
     pub range: RangeSlot,
     /// Where a walk writes its frames: of a thread, as a CPU's would be shared under preemption.
     pub scratch: StackRow,
+    /// A piece of the thread's stack, copied at once: see [`WINDOW_WORDS`].
+    pub window: [u64; WINDOW_WORDS],
 }
+
+/// A walk copies its stack in pieces of this many words: a copy costs about as much as reading one
+/// word, and holds several frames.
+pub const WINDOW_WORDS: usize = 64;
 
 /// A traced process; `PROCESSES`, by tgid. Replaced whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,7 +227,7 @@ const _: () = {
     assert!(size_of::<StackRow>() == 16 + 8 * MAX_FRAMES);
     assert!(size_of::<CallSlot>() == 24 + 24 + 16 + 24 + 8);
     assert!(size_of::<RangeSlot>() == 24 + 16 + 48);
-    assert!(size_of::<ThreadRow>() == 96 + 88 + 16 + 8 * MAX_FRAMES);
+    assert!(size_of::<ThreadRow>() == 96 + 88 + 16 + 8 * MAX_FRAMES + 8 * WINDOW_WORDS);
     assert!(size_of::<ProcessRow>() == 8 + 32 * MAX_MAPPINGS);
     assert!(size_of::<CountersRow>() == 8 * (Loss::COUNT + Tally::COUNT + MAX_PROBES));
     assert!(size_of::<RangeRecord>() == 24 + 24 + 48 + 8);

@@ -49,6 +49,15 @@ pub fn enter(ctx: &ProbeContext) {
     }
 }
 
+/// The walk alone, for measuring it.
+#[inline(always)]
+pub fn take_stack(ctx: &ProbeContext) {
+    let Some(hook) = Hook::enter(ctx) else { return };
+    let Some(process) = hook.process() else { return };
+    let Some(thread) = hook.thread() else { return };
+    unwind::walk(&hook, process, thread);
+}
+
 /// An allocator returns: its effect happens, if it is the outermost call.
 #[inline(always)]
 pub fn leave(ctx: &RetProbeContext) {

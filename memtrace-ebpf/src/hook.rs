@@ -142,3 +142,10 @@ pub fn read_pair(address: u64) -> Option<[u64; 2]> {
     let status = unsafe { bpf_probe_read_user((&raw mut pair).cast(), 16, address as *const _) };
     if status == 0 { Some(pair) } else { None }
 }
+
+/// As many bytes of the tracee as `to` has room for: all of them, or `false`.
+#[inline(always)]
+pub fn copy<T>(to: *mut T, address: u64) -> bool {
+    // SAFETY: as in `read_word`; the destination is the caller's, of that size.
+    unsafe { bpf_probe_read_user(to.cast(), size_of::<T>() as u32, address as *const _) == 0 }
+}

@@ -8,6 +8,7 @@
 //! | mmap family entry | `range_entry` | remembers the arguments |
 //! | mmap family return | `range_return` | sends the event |
 //! | thread exit, exec | `thread_exit`, `exec` | clears what is in flight, tells the user side |
+//! | allocator entry, in the benchmark | `stack_only` | takes the stack, and forgets it |
 //!
 //! Programs sleep never, store nothing per CPU but counters, and act only on processes in
 //! `PROCESSES` while `CONFIG.armed` is set.
@@ -54,6 +55,12 @@ pub fn range_entry(ctx: ProbeContext) -> u32 {
 #[uretprobe]
 pub fn range_return(ctx: RetProbeContext) -> u32 {
     ranges::leave(&ctx);
+    0
+}
+
+#[uprobe]
+pub fn stack_only(ctx: ProbeContext) -> u32 {
+    calls::take_stack(&ctx);
     0
 }
 

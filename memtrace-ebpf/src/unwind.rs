@@ -12,12 +12,13 @@ use memtrace_common::calls::is_trampoline;
 use memtrace_common::counters::{Loss, Tally};
 use memtrace_common::rows::{
     CACHED_ROWS, FIRST_STACK, NOTICE_UNKNOWN_MAPPING, NoticedKey, ProcessRow, ThreadRow,
+    WINDOW_WORDS,
 };
 use memtrace_common::unwind::{
     CfaKind, MAX_FRAMES, MAX_MAPPINGS, RBP_AT_RBP, UnwindMapping, UnwindRow, WalkEnd,
 };
 
-use crate::hook::{Hook, read_pair, read_word};
+use crate::hook::{Hook, copy, read_pair, read_word};
 use crate::maps::{CACHE, NOTICED, ROWS};
 use crate::tasks::notify;
 
@@ -39,6 +40,8 @@ struct Walk {
     check: u64,
     count: u32,
     generation: u32,
+    /// The address that the thread's window starts at.
+    window: u64,
     end: WalkEnd,
     /// `pc` is no return address: a signal interrupted there.
     interrupted: bool,
@@ -60,12 +63,13 @@ pub fn walk(hook: &Hook, process: &'static ProcessRow, thread: &mut ThreadRow) -
         check: hook.config.check_seed,
         count: 1,
         generation: process.generation,
+        window: NO_WINDOW,
         end: WalkEnd::TooDeep,
         interrupted: false,
     };
     thread.scratch.frames[0] = pc;
     mix(&mut walk, pc);
-    let return_address = read_word(sp);
+    let return_address = walk.word(sp);
     match return_address {
         Some(address) => {
             walk.pc = unpatched(thread, sp, address);
@@ -164,7 +168,7 @@ fn to_caller(walk: &mut Walk, pc: u64) -> Result<(), WalkEnd> {
     let cfa = match row.kind {
         CfaKind::Rsp => walk.sp.wrapping_add(offset),
         CfaKind::Rbp => walk.bp.wrapping_add(offset),
-        CfaKind::DerefRbp => read_word(walk.bp.wrapping_add(offset)).ok_or(WalkEnd::Unreadable)?,
+        CfaKind::DerefRbp => walk.word(walk.bp.wrapping_add(offset)).ok_or(WalkEnd::Unreadable)?,
         CfaKind::Plt => walk.sp.wrapping_add(if pc & 15 >= 11 { 16 } else { 8 }),
         CfaKind::FramePointer => {
             if walk.bp == 0 {
@@ -181,18 +185,14 @@ fn to_caller(walk: &mut Walk, pc: u64) -> Result<(), WalkEnd> {
     if stays || cfa == walk.sp {
         return Err(WalkEnd::NoProgress);
     }
-    let at_cfa_minus_16 = row.kind == CfaKind::FramePointer || row.rbp == -2;
-    let (bp, address) = if at_cfa_minus_16 {
-        let [bp, address] = read_pair(cfa.wrapping_sub(16)).ok_or(WalkEnd::Unreadable)?;
-        (bp, address)
-    } else {
-        let bp = match row.rbp {
-            0 => walk.bp,
-            RBP_AT_RBP => read_word(walk.bp).ok_or(WalkEnd::Unreadable)?,
-            by_8 => read_word(cfa.wrapping_add((i64::from(by_8) * 8) as u64))
-                .ok_or(WalkEnd::Unreadable)?,
-        };
-        (bp, read_word(cfa.wrapping_sub(8)).ok_or(WalkEnd::Unreadable)?)
+    let bp = match (row.kind, row.rbp) {
+        (CfaKind::FramePointer, _) => walk.word(cfa.wrapping_sub(16)),
+        (_, 0) => Some(walk.bp),
+        (_, RBP_AT_RBP) => walk.word(walk.bp),
+        (_, by_8) => walk.word(cfa.wrapping_add((i64::from(by_8) * 8) as u64)),
+    };
+    let (Some(bp), Some(address)) = (bp, walk.word(cfa.wrapping_sub(8))) else {
+        return Err(WalkEnd::Unreadable);
     };
     if address == 0 {
         return Err(WalkEnd::Complete);
@@ -202,6 +202,33 @@ fn to_caller(walk: &mut Walk, pc: u64) -> Result<(), WalkEnd> {
     walk.sp = cfa;
     walk.bp = bp;
     Ok(())
+}
+
+const WINDOW_BYTES: u64 = 8 * WINDOW_WORDS as u64;
+/// No user address is near it (a broken frame that points there finds the thread's own old words).
+const NO_WINDOW: u64 = 1 << 63;
+
+impl Walk {
+    /// The word at an address, which a walk mostly asks for in rising order.
+    #[inline(always)]
+    fn word(&mut self, address: u64) -> Option<u64> {
+        let mut at = address.wrapping_sub(self.window);
+        if at > WINDOW_BYTES - 8 {
+            // SAFETY: the thread's own row.
+            let window = unsafe { &raw mut (*self.thread).window };
+            // Past the end of the stack nothing can be copied, but maybe the word.
+            if !copy(window, address) {
+                self.window = NO_WINDOW;
+                return read_word(address);
+            }
+            self.window = address;
+            at = 0;
+        }
+        // SAFETY: `at` is at most the window's size less one word.
+        Some(unsafe {
+            (&raw const (*self.thread).window).byte_add(at as usize).cast::<u64>().read_unaligned()
+        })
+    }
 }
 
 /// Offsets of RBP, RSP and RIP in the `ucontext_t` that the kernel pushes for a handler; it lies

@@ -145,7 +145,7 @@ pub struct LimitArgs {
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(100..=4_000_000))]
     pub max_stacks: u32,
 
-    /// Most threads with an allocator call seen (16 bytes each at once, 2 KiB more for each living one)
+    /// Most threads with an allocator call seen (16 bytes each at once, 2.5 KiB more for each living one)
     #[arg(long, value_name = "N", default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
     pub max_threads: u32,
 

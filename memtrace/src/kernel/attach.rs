@@ -138,6 +138,29 @@ impl Kernel {
         Ok(AttachReport { probes })
     }
 
+    /// For the benchmark, in place of [`Kernel::attach`]: takes the stack at the entry of one
+    /// allocator, and does nothing with it.
+    pub fn attach_stack_only(
+        &mut self,
+        pid: u32,
+        probe: &PlannedProbe,
+    ) -> Result<AttachOutcome, KernelError> {
+        const PROGRAM: &str = "stack_only";
+        uprobe(&mut self.ebpf, PROGRAM)?
+            .load()
+            .map_err(|error| KernelError::load_program(PROGRAM, error))?;
+        let link = living_thread(pid)
+            .ok_or_else(|| Refusal::from(format!("process {pid} has ended")))
+            .and_then(|scope| self.attach_at(scope, probe, 0, PROGRAM, probe.entry_site));
+        Ok(match link {
+            Ok(link) => {
+                self.entries.push(link);
+                AttachOutcome::Attached
+            }
+            Err(refusal) => refusal.into(),
+        })
+    }
+
     fn attach_entry(
         &mut self,
         scope: NonZeroU32,

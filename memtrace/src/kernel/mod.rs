@@ -45,7 +45,7 @@ pub struct KernelConfig {
     pub max_blocks: u32,
     /// Distinct stacks: 32 bytes each at once, about 2.2 KiB more for each stack seen.
     pub max_stacks: u32,
-    /// Threads with a call behind them: 16 bytes each at once, 2 KiB more for each living thread.
+    /// Threads with a call behind them: 16 bytes each at once, 2.5 KiB more for each living thread.
     pub max_threads: u32,
     /// The ring of mmap events and notices; a power of two of at least a page. All at once.
     pub ring_bytes: u32,

@@ -4,10 +4,11 @@
 //! All costs are CPU time of the program's thread, in user and kernel mode: a busy machine changes
 //! them little. Only the longest stall is also told by the wall clock.
 
-mod empty_probe;
 mod pairs;
+mod small_program;
 mod snapshot;
 mod subject;
+mod walk;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,12 +27,15 @@ pub struct Options {
     /// Stacks of these depths
     #[arg(long, value_delimiter = ',', default_values_t = [4, 12, 52], value_parser = clap::value_parser!(u32).range(4..100))]
     depths: Vec<u32>,
+    /// Only what the walk costs, against the kernel's own by frame pointers
+    #[arg(long)]
+    walk: bool,
     /// Fails when `record` costs more than this, times the floor, at the first depth
     #[arg(long, value_name = "RATIO")]
     limit: Option<f64>,
     /// For CI on machines that others use as well: 3 rounds, 4 frames, the debug build, without
     /// heaptrack; fails only on gross regressions (3 times the floor, 2 s of CPU for a snapshot)
-    #[arg(long, conflicts_with_all = ["rounds", "depths"])]
+    #[arg(long, conflicts_with_all = ["rounds", "depths", "walk"])]
     short: bool,
 }
 
@@ -46,7 +50,7 @@ pub fn run(options: &Options) -> Result<()> {
     let directory = paths::target().join("bench");
     fs::create_dir_all(&directory).with_context(|| format!("create `{}`", directory.display()))?;
     let mut build = Command::new(paths::cargo());
-    build.args(["build", "--package", "memtrace"]);
+    build.args(["build", "--package", "memtrace", "--bin", "memtrace", "--example", "walk_only"]);
     // What each call costs is spent in the BPF object, the same in every build: a CI that has built
     // for its tests need not build again.
     let profile = if options.short { "debug" } else { "release" };
@@ -56,13 +60,28 @@ pub fn run(options: &Options) -> Result<()> {
     shell::run(&mut build)?;
     let bench = Bench {
         memtrace: paths::target().join(profile).join("memtrace"),
-        pairs: compile("pairs", &directory)?,
-        stalls: compile("stalls", &directory)?,
+        walk_only: paths::target().join(profile).join("examples/walk_only"),
+        pairs: compile("pairs", "pairs", &[], &directory)?,
+        pairs_with_frame_pointers: compile(
+            "pairs",
+            "pairs-with-frame-pointers",
+            &["-fno-omit-frame-pointer"],
+            &directory,
+        )?,
+        stalls: compile("stalls", "stalls", &[], &directory)?,
         json: directory.join("bench.json"),
         heaptrack: (!options.short).then(|| directory.join("heaptrack")),
     };
     let (rounds, depths) =
         if options.short { (3, &[4][..]) } else { (options.rounds, options.depths.as_slice()) };
+    if !options.short {
+        for &depth in depths {
+            bench.walks(depth, rounds)?.tell(depth);
+        }
+    }
+    if options.walk {
+        return Ok(());
+    }
     let mut first_ratio = None;
     for &depth in depths {
         let medians = bench.depth(depth, rounds)?;
@@ -84,11 +103,13 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn compile(name: &str, directory: &Path) -> Result<PathBuf> {
-    let output = directory.join(name);
+fn compile(name: &str, output: &str, flags: &[&str], directory: &Path) -> Result<PathBuf> {
+    let output = directory.join(output);
     shell::run(
         Command::new("cc")
-            .args(["-std=gnu11", "-g", "-O2", "-Wno-unused-result", "-pthread", "-o"])
+            .args(["-std=gnu11", "-g", "-O2", "-Wno-unused-result", "-pthread"])
+            .args(flags)
+            .arg("-o")
             .arg(&output)
             .arg(paths::workspace().join(format!("tests/programs/c/{name}.c"))),
     )?;
@@ -97,7 +118,10 @@ fn compile(name: &str, directory: &Path) -> Result<PathBuf> {
 
 struct Bench {
     memtrace: PathBuf,
+    /// memtrace's walk and nothing else.
+    walk_only: PathBuf,
     pairs: PathBuf,
+    pairs_with_frame_pointers: PathBuf,
     stalls: PathBuf,
     /// Where memtrace writes what it saw.
     json: PathBuf,

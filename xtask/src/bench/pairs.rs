@@ -6,13 +6,13 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::empty_probe::{EmptyProbe, EmptyProgram};
+use super::small_program::{Probe, SmallProgram};
 use super::subject::{Recording, Subject};
 use super::{Bench, median};
 use crate::shell;
 
 /// Pairs per measurement: about a second each where one pair costs a few µs.
-const TRACED_PAIRS: u64 = 200_000;
+pub const TRACED_PAIRS: u64 = 200_000;
 const UNTRACED_PAIRS: u64 = 20_000_000;
 const HEAPTRACK_PAIRS: u64 = 1_000_000;
 
@@ -81,12 +81,14 @@ impl Bench {
             )?),
         };
         // The sites are those that memtrace itself chose.
-        let sites = Recording::attach(&self.memtrace, plain.pid(), &self.json, &[])?.end()?;
+        let recorded = Recording::attach(&self.memtrace, plain.pid(), &self.json, &[])?.end()?;
+        let sites = sites_of(&recorded, plain.pid())?;
+        let empty = SmallProgram::empty()?;
         let [mut untraced, mut floor, mut record, mut heaptrack]: [Vec<f64>; 4] =
             Default::default();
         for round in 1..=rounds {
             untraced.push(plain.measure(UNTRACED_PAIRS)?);
-            let probes = empty_probes(&sites, plain.pid())?;
+            let probes = arm(&empty, plain.pid(), &sites)?;
             floor.push(plain.measure(TRACED_PAIRS)?);
             drop(probes);
             let recording = Recording::attach(&self.memtrace, plain.pid(), &self.json, &[])?;
@@ -108,28 +110,46 @@ impl Bench {
     }
 }
 
-/// Empty programs where memtrace's own stand: for malloc an entry and a return, for free an entry.
-fn empty_probes(recorded: &Value, pid: u32) -> Result<Vec<EmptyProbe>> {
-    let program = EmptyProgram::load()?;
+/// Where one of memtrace's own probes stands.
+pub struct Site {
+    pub function: String,
+    file: String,
+    offset: u64,
+    pub on_return: bool,
+}
+
+/// Those of malloc, an entry and a return, and of free, an entry.
+pub fn sites_of(recorded: &Value, pid: u32) -> Result<Vec<Site>> {
     let attached = recorded["probes"]["attached"].as_array().context("the JSON has no probes")?;
-    let mut probes = Vec::new();
+    let mut sites = Vec::new();
     for probe in attached {
-        if !matches!(probe["function"].as_str(), Some("malloc" | "free")) {
-            continue;
-        }
+        let Some(function @ ("malloc" | "free")) = probe["function"].as_str() else { continue };
         let number = |key: &str| probe[key].as_u64().with_context(|| format!("no `{key}`"));
         let object = probe["object"].as_str().context("a probe has no object")?;
-        let file = format!("/proc/{pid}/root{object}");
-        let function = number("function_file_offset")?;
-        probes.push(program.attach(pid, &file, function + number("entry_site")?, false)?);
-        if let Some(site) = probe["return_site"].as_u64() {
-            probes.push(program.attach(pid, &file, function + site, true)?);
-        }
+        let start = number("function_file_offset")?;
+        let site = |at: u64, on_return: bool| Site {
+            function: function.to_owned(),
+            file: format!("/proc/{pid}/root{object}"),
+            offset: start + at,
+            on_return,
+        };
+        sites.push(site(number("entry_site")?, false));
+        sites.extend(probe["return_site"].as_u64().map(|at| site(at, true)));
     }
-    if probes.len() < 3 {
+    if sites.len() < 3 {
         bail!("memtrace probed no malloc and free with a return: {}", recorded["probes"]);
     }
-    Ok(probes)
+    Ok(sites)
+}
+
+/// The program at all of these sites.
+pub fn arm<'a>(
+    program: &SmallProgram,
+    pid: u32,
+    sites: impl IntoIterator<Item = &'a Site>,
+) -> Result<Vec<Probe>> {
+    let arm = |site: &Site| program.attach(pid, &site.file, site.offset, site.on_return);
+    sites.into_iter().map(arm).collect()
 }
 
 fn without_losses(recorded: &Value) -> Result<()> {
