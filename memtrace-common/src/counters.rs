@@ -46,6 +46,7 @@ counters! {
         NoticeDropped = "notice_dropped", "the ring was full: a notice (new mapping, exec, exit) was lost";
         ReturnProbeMissed = "return_probe_missed", "the kernel skipped return probes (nesting limit): those calls are missing";
         ProgramMissed = "program_missed", "the kernel skipped a program because it was already running on this CPU";
+        WalkInterrupted = "walk_interrupted", "the kernel did not run the next program of a stack walk: that call is missing";
     }
 }
 

@@ -114,12 +114,47 @@ pub struct RangeSlot {
     pub args: [u64; 6],
 }
 
+/// A walk in progress. In the thread's row, so that it outlives a tail call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct WalkRow {
+    /// Of the frame that is stepped from.
+    pub pc: u64,
+    pub sp: u64,
+    pub bp: u64,
+    /// The two hashes, of the frames so far.
+    pub hash: u64,
+    pub check: u64,
+    /// The address that [`ThreadRow::window`] was copied from.
+    pub window: u64,
+    /// Of the function that was entered; 0: not readable.
+    pub return_address: u64,
+    /// Frames so far.
+    pub count: u32,
+    /// [`ProcessRow::generation`] at the start.
+    pub generation: u32,
+    /// [`crate::unwind::WalkEnd`]
+    pub end: u32,
+    /// `pc` is no return address: a signal interrupted there.
+    pub interrupted: u32,
+    /// Without `bpf_loop`: the program that follows the walk.
+    pub afterwards: u32,
+    pub zero: u32,
+}
+
+/// Places in `CHAIN`.
+pub const WALK_FRAMES: u32 = 0;
+pub const AFTER_CALL_WALK: u32 = 1;
+pub const AFTER_RANGE_WALK: u32 = 2;
+pub const CHAINED_PROGRAMS: u32 = 3;
+
 /// What is in flight in one thread; `THREADS`, by `tgid << 32 | tid`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct ThreadRow {
     pub call: CallSlot,
     pub range: RangeSlot,
+    pub walk: WalkRow,
     /// Where a walk writes its frames: of a thread, as a CPU's would be shared under preemption.
     pub scratch: StackRow,
     /// A piece of the thread's stack, copied at once: see [`WINDOW_WORDS`].
@@ -227,7 +262,8 @@ const _: () = {
     assert!(size_of::<StackRow>() == 16 + 8 * MAX_FRAMES);
     assert!(size_of::<CallSlot>() == 24 + 24 + 16 + 24 + 8);
     assert!(size_of::<RangeSlot>() == 24 + 16 + 48);
-    assert!(size_of::<ThreadRow>() == 96 + 88 + 16 + 8 * MAX_FRAMES + 8 * WINDOW_WORDS);
+    assert!(size_of::<ThreadRow>() == 96 + 88 + 80 + 16 + 8 * (MAX_FRAMES + WINDOW_WORDS));
+    assert!(size_of::<WalkRow>() == 80);
     assert!(size_of::<ProcessRow>() == 8 + 32 * MAX_MAPPINGS);
     assert!(size_of::<CountersRow>() == 8 * (Loss::COUNT + Tally::COUNT + MAX_PROBES));
     assert!(size_of::<RangeRecord>() == 24 + 24 + 48 + 8);

@@ -6,8 +6,8 @@ use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use memtrace_common::calls::{self, Frame, Outcome, Return, Signature, Standing};
 use memtrace_common::counters::{Loss, Tally};
 use memtrace_common::rows::{
-    BlockKey, BlockRow, CallSlot, STACK_COLLISION, STACK_STORE_FULL, ThreadRow, TotalsKey,
-    TotalsRow,
+    BlockKey, BlockRow, CallSlot, ProcessRow, STACK_COLLISION, STACK_STORE_FULL, ThreadRow,
+    TotalsKey, TotalsRow,
 };
 
 use crate::count::{Counters, add};
@@ -20,23 +20,36 @@ const EEXIST: i32 = -17;
 /// An allocator is entered: the outermost call's request and stack go into its thread's slot.
 #[inline(always)]
 pub fn enter(ctx: &ProbeContext) {
-    let Some(hook) = Hook::enter(ctx) else { return };
-    let Some(process) = hook.process() else { return };
+    let Some((hook, process, thread)) = begin(ctx) else { return };
+    unwind::walk(&hook, process, thread);
+    remember(&hook, thread);
+}
+
+/// An allocator is entered by an outermost call.
+#[inline(always)]
+pub fn begin(ctx: &ProbeContext) -> Option<(Hook, &'static ProcessRow, &'static mut ThreadRow)> {
+    let hook = Hook::enter(ctx)?;
+    let process = hook.process()?;
     hook.counters.hit(hook.cookie.index());
-    let Some(thread) = hook.thread() else { return };
+    let thread = hook.thread()?;
     if !is_outermost(&hook, thread) {
         hook.counters.tally(Tally::NestedCalls);
-        return;
+        return None;
     }
+    Some((hook, process, thread))
+}
+
+/// The call whose stack was walked is in progress.
+#[inline(always)]
+pub fn remember(hook: &Hook, thread: &mut ThreadRow) {
     let Some(signature) = hook.cookie.signature() else { return };
-    let walked = unwind::walk(&hook, process, thread);
     let request = calls::request(signature, hook.args());
-    let call = &mut thread.call;
+    let ThreadRow { call, walk, .. } = thread;
     call.frame =
-        Frame { sp: hook.sp(), return_address: walked.return_address, cookie: hook.cookie.0 };
+        Frame { sp: hook.sp(), return_address: walk.return_address, cookie: hook.cookie.0 };
     call.request = request;
-    call.stack = walked.stack;
-    call.check = walked.check;
+    call.stack = walk.hash;
+    call.check = walk.check;
     call.old_address = 0;
     if request.old != 0 {
         match take_block(hook.tgid(), request.old) {

@@ -34,6 +34,22 @@ impl Hook {
         Self::arrive(ctx, DRAINING)
     }
 
+    /// In a program that an entry's program has called: whether it is armed was asked then.
+    #[inline(always)]
+    pub fn resume(ctx: &impl EbpfContext) -> Option<Self> {
+        let counters = Counters::get()?;
+        let config = CONFIG.get(0)?;
+        Some(Self::new(ctx, counters, config))
+    }
+
+    #[inline(always)]
+    fn new(ctx: &impl EbpfContext, counters: Counters, config: &'static ConfigRow) -> Self {
+        let thread_id = bpf_get_current_pid_tgid();
+        // SAFETY: the context is the program's own.
+        let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
+        Self { regs: ctx.as_ptr().cast(), counters, config, thread_id, cookie }
+    }
+
     #[inline(always)]
     fn arrive(ctx: &impl EbpfContext, or: u32) -> Option<Self> {
         let counters = Counters::get()?;
@@ -42,10 +58,7 @@ impl Hook {
             counters.tally(Tally::UnarmedHits);
             return None;
         }
-        let thread_id = bpf_get_current_pid_tgid();
-        // SAFETY: the context is the program's own.
-        let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
-        Some(Self { regs: ctx.as_ptr().cast(), counters, config, thread_id, cookie })
+        Some(Self::new(ctx, counters, config))
     }
 
     /// A return whose entry is not in the books; while draining it was not to be.

@@ -8,6 +8,7 @@
 //! | mmap family entry | `range_entry` | remembers the arguments |
 //! | mmap family return | `range_return` | sends the event |
 //! | thread exit, exec | `thread_exit`, `exec` | clears what is in flight, tells the user side |
+//! | the entries, without `bpf_loop` | `call_entry_chained`, `range_entry_chained`, `walk_frames`, `after_call_walk`, `after_range_walk` | the same, by tail calls |
 //! | allocator entry, in the benchmark | `stack_only` | takes the stack, and forgets it |
 //!
 //! Programs sleep never, store nothing per CPU but counters, and act only on processes in
@@ -18,6 +19,7 @@
 #![no_main]
 
 mod calls;
+mod chained;
 mod count;
 mod hook;
 mod maps;
@@ -55,6 +57,36 @@ pub fn range_entry(ctx: ProbeContext) -> u32 {
 #[uretprobe]
 pub fn range_return(ctx: RetProbeContext) -> u32 {
     ranges::leave(&ctx);
+    0
+}
+
+#[uprobe]
+pub fn call_entry_chained(ctx: ProbeContext) -> u32 {
+    chained::enter_call(&ctx);
+    0
+}
+
+#[uprobe]
+pub fn range_entry_chained(ctx: ProbeContext) -> u32 {
+    chained::enter_range(&ctx);
+    0
+}
+
+#[uprobe]
+pub fn walk_frames(ctx: ProbeContext) -> u32 {
+    chained::walk_frames(&ctx);
+    0
+}
+
+#[uprobe]
+pub fn after_call_walk(ctx: ProbeContext) -> u32 {
+    chained::after_call_walk(&ctx);
+    0
+}
+
+#[uprobe]
+pub fn after_range_walk(ctx: ProbeContext) -> u32 {
+    chained::after_range_walk(&ctx);
     0
 }
 

@@ -7,11 +7,11 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use memtrace_common::rows::{
-    BlockKey, BlockRow, CACHED_ROWS, CachedRow, ConfigRow, CountersRow, NoticedKey, ProcessRow,
-    StackRow, ThreadRow, TotalsKey, TotalsRow,
+    BlockKey, BlockRow, CACHED_ROWS, CHAINED_PROGRAMS, CachedRow, ConfigRow, CountersRow,
+    NoticedKey, ProcessRow, StackRow, ThreadRow, TotalsKey, TotalsRow,
 };
 
 /// One row; written by the user side.
@@ -66,3 +66,7 @@ pub static NOTICED: HashMap<NoticedKey, u32> = HashMap::with_max_entries(4096, B
 /// Range calls and notices, to the user side. Size by the user side.
 #[map]
 pub static RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// The programs of `chained`. Filled by the user side where the kernel has no `bpf_loop`.
+#[map]
+pub static CHAIN: ProgramArray = ProgramArray::with_max_entries(CHAINED_PROGRAMS, 0);

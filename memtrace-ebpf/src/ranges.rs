@@ -5,7 +5,7 @@ use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use memtrace_common::calls::{self, Frame, Return, Standing};
 use memtrace_common::counters::{Loss, Tally};
 use memtrace_common::rows::{
-    RANGE_ALLOCATOR_INTERNAL, RECORD_RANGE, RangeRecord, RangeSlot, ThreadRow,
+    ProcessRow, RANGE_ALLOCATOR_INTERNAL, RECORD_RANGE, RangeRecord, RangeSlot, ThreadRow,
 };
 
 use crate::calls::{is_outermost, keep, keep_stack};
@@ -16,31 +16,44 @@ use crate::unwind;
 /// A range function is entered. Inside an allocator call it takes that call's stack.
 #[inline(always)]
 pub fn enter(ctx: &ProbeContext) {
-    let Some(hook) = Hook::enter(ctx) else { return };
-    let Some(process) = hook.process() else { return };
+    let Some((hook, process, thread)) = begin(ctx) else { return };
+    if is_outermost(&hook, thread) {
+        unwind::walk(&hook, process, thread);
+        keep_own_stack(&hook, thread);
+    }
+    thread.range.frame.sp = hook.sp();
+}
+
+/// A range function is entered by an outermost call, whose arguments are in the thread's slot.
+#[inline(always)]
+pub fn begin(ctx: &ProbeContext) -> Option<(Hook, &'static ProcessRow, &'static mut ThreadRow)> {
+    let hook = Hook::enter(ctx)?;
+    let process = hook.process()?;
     hook.counters.hit(hook.cookie.index());
-    let Some(thread) = hook.thread() else { return };
+    let thread = hook.thread()?;
     match calls::standing(&thread.range.frame, hook.sp(), read_word) {
         Standing::Idle => {}
         // sbrk's brk, mmap64's mmap: part of the outer call.
-        Standing::InProgress => return,
+        Standing::InProgress => return None,
         Standing::Stale => hook.counters.lose(Loss::StaleCallDropped),
     }
-    let mut slot = RangeSlot {
-        frame: Frame { sp: hook.sp(), return_address: 0, cookie: hook.cookie.0 },
+    thread.range = RangeSlot {
+        // Not in progress before its stack is known.
+        frame: Frame { sp: 0, return_address: 0, cookie: hook.cookie.0 },
         // SAFETY: the helper has no preconditions.
         entry_ns: unsafe { bpf_ktime_get_ns() },
         stack: 0,
         args: hook.all_args(),
     };
-    thread.range.frame.sp = 0;
-    if is_outermost(&hook, thread) {
-        let walked = unwind::walk(&hook, process, thread);
-        slot.frame.return_address = walked.return_address;
-        // Kept now: an allocator call inside this one would walk into the same place.
-        slot.stack = keep(hook.counters, thread, walked.stack);
-    }
-    thread.range = slot;
+    Some((hook, process, thread))
+}
+
+/// The call has the stack that was walked.
+#[inline(always)]
+pub fn keep_own_stack(hook: &Hook, thread: &mut ThreadRow) {
+    thread.range.frame.return_address = thread.walk.return_address;
+    // Kept now: an allocator call inside this one would walk into the same place.
+    thread.range.stack = keep(hook.counters, thread, thread.walk.hash);
 }
 
 /// A range function returns.

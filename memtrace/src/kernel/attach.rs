@@ -15,7 +15,7 @@ use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink,
 use memtrace_common::calls::{Cookie, MAX_PROBES};
 
 use super::error::advice;
-use super::load::uprobe;
+use super::load::{load_uprobe, uprobe};
 use super::{Kernel, KernelError};
 use crate::plan::{PlannedProbe, ProbePlan, Signature};
 
@@ -146,9 +146,7 @@ impl Kernel {
         probe: &PlannedProbe,
     ) -> Result<AttachOutcome, KernelError> {
         const PROGRAM: &str = "stack_only";
-        uprobe(&mut self.ebpf, PROGRAM)?
-            .load()
-            .map_err(|error| KernelError::load_program(PROGRAM, error))?;
+        load_uprobe(&mut self.ebpf, PROGRAM)?;
         let link = living_thread(pid)
             .ok_or_else(|| Refusal::from(format!("process {pid} has ended")))
             .and_then(|scope| self.attach_at(scope, probe, 0, PROGRAM, probe.entry_site));
@@ -170,8 +168,8 @@ impl Kernel {
         let kind = probe.signature;
         let program = match kind {
             Signature::Free => "free_entry",
-            kind if kind.is_range() => "range_entry",
-            _ => "call_entry",
+            kind if kind.is_range() => self.walkers.range,
+            _ => self.walkers.call,
         };
         self.attach_at(scope, probe, index, program, probe.entry_site)
     }

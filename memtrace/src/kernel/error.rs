@@ -152,7 +152,7 @@ pub(super) fn advice(error: &io::Error) -> String {
         Some(libc::E2BIG) => format!("{error}: a limit is beyond what this kernel takes: lower it"),
         Some(libc::ENOSYS) => format!("{error}: this kernel has no bpf system call"),
         Some(libc::EINVAL) => format!(
-            "{error}: this kernel lacks a feature that memtrace needs (Linux 5.17 or newer): see \
+            "{error}: this kernel lacks a feature that memtrace needs (Linux 5.15 or newer): see \
              `memtrace doctor`"
         ),
         _ => format!("{error}"),

@@ -33,23 +33,15 @@ pub const UPROBE_SESSION: &str = "uprobe session";
 pub const BPF_STATS: &str = "BPF run-time statistics";
 
 /// Without one of these, `memtrace record` does not work.
-pub const REQUIRED: [&str; 8] = [
-    BPF,
-    RING_BUFFER,
-    MMAPABLE_ARRAY,
-    BPF_LOOP,
-    UPROBE,
-    RETURN_PROBE,
-    ATTACH_COOKIE,
-    RAW_TRACEPOINT,
-];
+pub const REQUIRED: [&str; 7] =
+    [BPF, RING_BUFFER, MMAPABLE_ARRAY, UPROBE, RETURN_PROBE, ATTACH_COOKIE, RAW_TRACEPOINT];
 
 /// Tried because later versions of memtrace may use them; `record` does not.
 pub const UNUSED: [&str; 4] = [KERNEL_BTF, SEND_SIGNAL, UPROBE_MULTI, UPROBE_SESSION];
 
 /// The oldest upstream release with everything that is [`REQUIRED`], for advice. The verdict is
 /// not taken from it.
-pub const OLDEST_KERNEL: &str = "5.17";
+pub const OLDEST_KERNEL: &str = "5.15";
 
 /// The feature of that name.
 pub fn find<'a>(features: &'a [Feature], name: &str) -> Option<&'a Feature> {
@@ -124,9 +116,9 @@ const CATALOGUE: [Entry; 16] = [
     },
     Entry {
         name: BPF_LOOP,
-        attempt: try_bpf_loop,
-        needed_by: "walking stacks of any depth",
-        without_it: "no complete stacks, so nothing is traced",
+        attempt: bpf_loop,
+        needed_by: "walking stacks in one program",
+        without_it: "stacks are walked by programs that call one another",
     },
     Entry {
         name: SEND_SIGNAL,
@@ -316,7 +308,8 @@ fn try_batch_lookup() -> Result<(), TryError> {
     }
 }
 
-fn try_bpf_loop() -> Result<(), TryError> {
+/// Whether programs may call `bpf_loop`.
+pub(super) fn bpf_loop() -> Result<(), TryError> {
     match bpf::knows_helper(bpf::PROGRAM_KPROBE, bpf::HELPER_LOOP) {
         Ok(true) => Ok(()),
         Ok(false) => Err(TryError::Wrong(

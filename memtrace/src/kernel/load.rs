@@ -5,15 +5,15 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
-use aya::maps::{Map, MapData, RingBuf};
+use aya::maps::{Map, MapData, ProgramArray, RingBuf};
 use aya::programs::{Program, UProbe};
 use aya::sys::{Stats, enable_stats};
 use aya::{Ebpf, EbpfLoader};
-use memtrace_common::rows::ConfigRow;
+use memtrace_common::rows::{AFTER_CALL_WALK, AFTER_RANGE_WALK, ConfigRow, WALK_FRAMES};
 
 use super::sys::{Plain, RawMap};
 use super::tables::RowsMapping;
-use super::{Kernel, KernelConfig, KernelError, ring};
+use super::{Kernel, KernelConfig, KernelError, features, ring};
 
 /// The committed object; see `memtrace.bpf.json` for the sources and tools that made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("memtrace.bpf.o");
@@ -21,16 +21,44 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("memtrace.bpf.o");
 /// Names an object to load instead of the built-in one: for tests of a fresh build.
 const OBJECT_VARIABLE: &str = "MEMTRACE_BPF_OBJECT";
 
-/// Every uprobe program, by what it is attached to.
-pub(super) const UPROBES: [&str; 5] =
-    ["free_entry", "call_entry", "range_entry", "call_return", "range_return"];
+/// Uprobe programs that are the same on every kernel.
+const UPROBES: [&str; 3] = ["free_entry", "call_return", "range_return"];
+
+/// `chained` has stacks walked as on kernels without `bpf_loop`: for tests on others.
+const WALK_VARIABLE: &str = "MEMTRACE_WALK";
+
+/// The programs that walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entries {
+    pub(super) call: &'static str,
+    pub(super) range: &'static str,
+    /// Place in the map `CHAIN` → program.
+    chained: &'static [(u32, &'static str)],
+}
+
+const LOOPING: Entries = Entries { call: "call_entry", range: "range_entry", chained: &[] };
+const CHAINED: Entries = Entries {
+    call: "call_entry_chained",
+    range: "range_entry_chained",
+    chained: &[
+        (WALK_FRAMES, "walk_frames"),
+        (AFTER_CALL_WALK, "after_call_walk"),
+        (AFTER_RANGE_WALK, "after_range_walk"),
+    ],
+};
+
+fn walkers() -> Entries {
+    let is_chained = std::env::var_os(WALK_VARIABLE).is_some_and(|walk| walk == "chained");
+    if !is_chained && features::bpf_loop().is_ok() { LOOPING } else { CHAINED }
+}
+
 const TRACEPOINTS: [(&str, &str); 2] =
     [("thread_exit", "sched_process_exit"), ("exec", "sched_process_exec")];
 
 impl Kernel {
     /// Loads programs and maps. Nothing is attached to the tracee yet.
     ///
-    /// Needs `CAP_BPF` and `CAP_PERFMON`, and Linux 5.17 (`bpf_loop`).
+    /// Needs `CAP_BPF` and `CAP_PERFMON`, and Linux 5.15 (attach cookies).
     pub fn load(config: &KernelConfig) -> Result<Kernel, KernelError> {
         raise_memlock_limit();
         let object = object()?;
@@ -46,11 +74,11 @@ impl Kernel {
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .load(&object)
             .map_err(KernelError::load)?;
-        for name in UPROBES {
-            uprobe(&mut ebpf, name)?
-                .load()
-                .map_err(|error| KernelError::load_program(name, error))?;
+        let walkers = walkers();
+        for name in UPROBES.into_iter().chain([walkers.call, walkers.range]) {
+            load_uprobe(&mut ebpf, name)?;
         }
+        let chain = load_chain(&mut ebpf, walkers.chained)?;
         let mut tracepoints = Vec::new();
         for (name, tracepoint) in TRACEPOINTS {
             tracepoints.push(attach_tracepoint(&mut ebpf, name, tracepoint)?);
@@ -60,6 +88,8 @@ impl Kernel {
         let rows = RowsMapping::new(map_fd(&ebpf, "ROWS")?, config.max_unwind_rows.max(1))?;
         let config_row = ConfigRow { seed: random(), check_seed: random(), ..ConfigRow::default() };
         Ok(Kernel {
+            walkers,
+            _chain: chain,
             entries: Vec::new(),
             returns: Vec::new(),
             tracepoints,
@@ -129,6 +159,28 @@ pub(super) fn uprobe<'a>(
         Some(Program::UProbe(program)) => Ok(program),
         _ => Err(KernelError::Incomplete { kind: "uprobe", name }),
     }
+}
+
+pub(super) fn load_uprobe(ebpf: &mut Ebpf, name: &'static str) -> Result<(), KernelError> {
+    uprobe(ebpf, name)?.load().map_err(|error| KernelError::load_program(name, error))
+}
+
+/// Loads the programs that others call, and gives them their places. The map forgets them when its
+/// last descriptor is closed, so it is kept.
+fn load_chain(
+    ebpf: &mut Ebpf,
+    programs: &[(u32, &'static str)],
+) -> Result<ProgramArray<MapData>, KernelError> {
+    const MAP: &str = "CHAIN";
+    let map = take_map(ebpf, MAP)?;
+    let mut chain = ProgramArray::try_from(map).map_err(KernelError::open_map(MAP))?;
+    for &(place, name) in programs {
+        load_uprobe(ebpf, name)?;
+        let program =
+            uprobe(ebpf, name)?.fd().map_err(|error| KernelError::load_program(name, error))?;
+        chain.set(place, program, 0).map_err(KernelError::open_map(MAP))?;
+    }
+    Ok(chain)
 }
 
 fn attach_tracepoint(

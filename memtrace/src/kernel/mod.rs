@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
 
 use aya::Ebpf;
-use aya::maps::{MapData, RingBuf};
+use aya::maps::{MapData, ProgramArray, RingBuf};
 use aya::programs::raw_trace_point::RawTracePointLink;
 use memtrace_common::rows::{
     ARMED, BlockKey, BlockRow, ConfigRow, DRAINING, NoticedKey, ProcessRow, StackRow, TotalsKey,
@@ -74,6 +74,8 @@ impl Default for KernelConfig {
 
 /// The loaded kernel side. Dropping it detaches everything.
 pub struct Kernel {
+    walkers: load::Entries,
+    _chain: ProgramArray<MapData>,
     entries: Vec<attach::ProbeLink>,
     returns: Vec<attach::ProbeLink>,
     tracepoints: Vec<RawTracePointLink>,

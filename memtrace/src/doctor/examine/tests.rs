@@ -152,14 +152,23 @@ fn a_capability_that_this_kernel_did_not_ask_for_is_a_warning() {
 #[test]
 fn an_old_kernel_is_told_by_what_it_lacks() {
     let mut facts = good_host();
-    // The release says nothing: a distribution may carry bpf_loop in it.
+    // The release says nothing: a distribution may carry attach cookies in it.
     facts.host.kernel_release = "5.14.0-el9".to_owned();
     assert!(examine(&facts).can_record());
+    set(&mut facts, features::ATTACH_COOKIE, missing());
+    let report = examine(&facts);
+    assert_eq!(failed(&report), ["attach cookie"]);
+    assert!(advice(&report, "attach cookie").contains("Linux 5.15 or newer"));
+    assert!(the(&report, "attach cookie").detail.contains("what is lost"));
+}
+
+#[test]
+fn without_bpf_loop_stacks_are_walked_another_way() {
+    let mut facts = good_host();
     set(&mut facts, features::BPF_LOOP, missing());
     let report = examine(&facts);
-    assert_eq!(failed(&report), ["bpf_loop"]);
-    assert!(advice(&report, "bpf_loop").contains("Linux 5.17 or newer"));
-    assert!(the(&report, "bpf_loop").detail.contains("what is lost"));
+    assert_eq!(the(&report, features::BPF_LOOP).state, State::Warn);
+    assert!(report.can_record());
 }
 
 #[test]

@@ -1,0 +1,188 @@
+//! The unwind row of a program counter: from the cache, or by two binary searches.
+//!
+//! The searches run in `bpf_loop` where the kernel has it, as the verifier then follows one step
+//! instead of all of them; otherwise in plain loops with a fixed number of steps.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_loop;
+use memtrace_common::rows::{CACHED_ROWS, ProcessRow, WalkRow};
+use memtrace_common::unwind::{MAX_MAPPINGS, UnwindMapping, UnwindRow, WalkEnd};
+
+use crate::maps::{CACHE, ROWS};
+
+/// How the steps of a search follow one another.
+pub trait Steps {
+    /// Calls `halve` up to `most` times, or until the search has ended.
+    fn repeat<T: Elements>(most: u32, search: &mut Search<T>);
+}
+
+/// By `bpf_loop`, Linux 5.17.
+pub struct Looping;
+
+impl Steps for Looping {
+    #[inline(always)]
+    fn repeat<T: Elements>(most: u32, search: &mut Search<T>) {
+        // SAFETY: `halve` has the signature that the helper calls; `search` outlives it.
+        unsafe { bpf_loop(most, halve::<T> as *mut c_void, (&raw mut *search).cast(), 0) };
+    }
+}
+
+/// By a loop that the verifier follows to its end.
+pub struct Bounded;
+
+impl Steps for Bounded {
+    #[inline(always)]
+    fn repeat<T: Elements>(most: u32, search: &mut Search<T>) {
+        for _ in 0..most {
+            if !search.halve() {
+                break;
+            }
+        }
+    }
+}
+
+/// What is searched: sorted, and read one at a time.
+pub trait Elements {
+    fn at(&self, index: u32) -> Option<u64>;
+}
+
+/// A search for the last element at or below `wanted`: it is the one before `low`, if there is one.
+pub struct Search<T> {
+    elements: T,
+    low: u32,
+    high: u32,
+    wanted: u64,
+}
+
+impl<T: Elements> Search<T> {
+    /// Whether there is more to be done.
+    #[inline(always)]
+    fn halve(&mut self) -> bool {
+        if self.low >= self.high {
+            return false;
+        }
+        let middle = self.low + (self.high - self.low) / 2;
+        let Some(found) = self.elements.at(middle) else { return false };
+        if found <= self.wanted {
+            self.low = middle + 1;
+        } else {
+            self.high = middle;
+        }
+        true
+    }
+}
+
+unsafe extern "C" fn halve<T: Elements>(_: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `bpf_loop` passes what `Looping::repeat` gave it.
+    let search = unsafe { &mut *context.cast::<Search<T>>() };
+    i64::from(!search.halve())
+}
+
+/// The index of the last of `count` elements at or below `wanted`.
+#[inline(always)]
+fn last_at_or_below<S: Steps, T: Elements>(
+    elements: T,
+    count: u32,
+    most_steps: u32,
+    wanted: u64,
+) -> Option<u32> {
+    let mut search = Search { elements, low: 0, high: count, wanted };
+    S::repeat(most_steps, &mut search);
+    search.low.checked_sub(1)
+}
+
+/// The unwind row of a pc of a walk.
+#[inline(always)]
+pub fn find_row<S: Steps>(
+    walk: &WalkRow,
+    process: *const ProcessRow,
+    pc: u64,
+) -> Result<UnwindRow, WalkEnd> {
+    let slot = (pc.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32 % CACHED_ROWS as u32;
+    let Some(cached) = CACHE.get_ptr_mut(slot) else { return Err(WalkEnd::NoUnwindRow) };
+    // SAFETY: a live map value; other CPUs write it, which the key reveals.
+    let (key, data) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*cached).key),
+            core::ptr::read_volatile(&raw const (*cached).data),
+        )
+    };
+    if key == pc ^ scrambled(data) && (data >> 32) as u32 == walk.generation {
+        return Ok(UnwindRow::unpack(data << 32));
+    }
+    let mapping = find_mapping::<S>(process, pc).ok_or(WalkEnd::UnknownMapping)?;
+    let row = find_in_table::<S>(mapping, pc).ok_or(WalkEnd::NoUnwindRow)?;
+    let data = u64::from(walk.generation) << 32 | row >> 32;
+    // SAFETY: as above.
+    unsafe {
+        core::ptr::write_volatile(&raw mut (*cached).key, pc ^ scrambled(data));
+        core::ptr::write_volatile(&raw mut (*cached).data, data);
+    }
+    Ok(UnwindRow::unpack(row))
+}
+
+#[inline(always)]
+fn scrambled(data: u64) -> u64 {
+    data.wrapping_mul(0xd6e8_feb8_6659_fd93)
+}
+
+/// The starts of a process's mappings.
+struct Mappings(*const ProcessRow);
+
+impl Mappings {
+    #[inline(always)]
+    fn get(&self, at: u32) -> *const UnwindMapping {
+        // SAFETY: the process row is live for as long as the program; masked below the length.
+        unsafe {
+            let mappings = (&raw const (*self.0).mappings).cast::<UnwindMapping>();
+            mappings.add(at as usize & (MAX_MAPPINGS - 1))
+        }
+    }
+}
+
+impl Elements for Mappings {
+    #[inline(always)]
+    fn at(&self, index: u32) -> Option<u64> {
+        // SAFETY: read only; replaced rows are noticed at the end of the walk.
+        Some(unsafe { (*self.get(index)).start })
+    }
+}
+
+/// The last mapping that starts at or below `pc`, if it holds it.
+#[inline(always)]
+fn find_mapping<S: Steps>(process: *const ProcessRow, pc: u64) -> Option<&'static UnwindMapping> {
+    // SAFETY: the process row is live for as long as the program.
+    let count = unsafe { (*process).count };
+    let at = last_at_or_below::<S, _>(Mappings(process), count, MAX_MAPPINGS.ilog2() + 1, pc)?;
+    // SAFETY: as above.
+    let mapping = unsafe { &*Mappings(process).get(at) };
+    (pc >= mapping.start && pc < mapping.end).then_some(mapping)
+}
+
+/// The row-pcs of one table.
+struct Table {
+    first: u32,
+}
+
+impl Elements for Table {
+    #[inline(always)]
+    fn at(&self, index: u32) -> Option<u64> {
+        Some(u64::from(*ROWS.get(self.first.wrapping_add(index))? as u32))
+    }
+}
+
+/// A table of this many steps has at most 16 million rows: LLVM's has one million.
+const TABLE_STEPS: u32 = 24;
+
+/// The last row of the mapping's table at or below `pc`, packed.
+#[inline(always)]
+fn find_in_table<S: Steps>(mapping: &UnwindMapping, pc: u64) -> Option<u64> {
+    let wanted = pc.checked_sub(mapping.bias)?;
+    if wanted > u64::from(u32::MAX) || mapping.row_count >> TABLE_STEPS != 0 {
+        return None;
+    }
+    let first = mapping.first_row;
+    let at = last_at_or_below::<S, _>(Table { first }, mapping.row_count, TABLE_STEPS, wanted)?;
+    ROWS.get(first.wrapping_add(at)).copied()
+}
