@@ -34,6 +34,10 @@ impl Kernel {
     /// Needs `CAP_BPF` and `CAP_PERFMON`, and Linux 5.17 (`bpf_loop`).
     pub fn load(config: &KernelConfig) -> Result<Kernel, KernelError> {
         raise_memlock_limit();
+        Self::load_all(config).map_err(KernelError::explained)
+    }
+
+    fn load_all(config: &KernelConfig) -> Result<Kernel, KernelError> {
         let object = object()?;
         let start = Instant::now();
         let log_level = if config.verbose { 0xff_u8 } else { 0 };

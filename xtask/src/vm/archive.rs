@@ -57,21 +57,19 @@ fn fetch(missing: &[Kernel]) -> Result<()> {
     let series: Vec<&str> = missing.iter().map(|kernel| kernel.series.as_str()).collect();
     shell::step(&format!("fetching Debian's kernel images {}", series.join(", ")));
     let apt = Apt::configure(&kernels::suites(missing))?;
-    shell::run(apt.command("apt-get").args(["update", "--quiet"]))?;
+    shell::run(apt.get().arg("update"))?;
     let names = shell::ask(apt.command("apt-cache").args(["pkgnames", "linux-"]))?;
     for kernel in missing {
         let package = kernels::choose(&kernel.series, names.lines()).map_err(|there| {
             anyhow::anyhow!(
                 "the archive has no kernel {} for virtual machines; it has {}",
                 kernel.series,
-                there.join(", ")
+                if there.is_empty() { "none".to_owned() } else { there.join(", ") }
             )
         })?;
         let directory = directory(&kernel.series);
         recreate(&directory)?;
-        shell::run(
-            apt.command("apt-get").current_dir(&directory).args(["download", "--quiet", &package]),
-        )?;
+        shell::run(apt.get().current_dir(&directory).args(["download", &package]))?;
         unpack(&directory, &package)?;
     }
     Ok(())
@@ -159,6 +157,13 @@ impl Apt {
         write("sources.list", &sources)?;
         let configuration = write("apt.conf", &configuration(&root))?;
         Ok(Self { configuration })
+    }
+
+    /// `apt-get`, whose progress is not our result.
+    fn get(&self) -> Command {
+        let mut command = self.command("apt-get");
+        command.arg("--quiet").stdout(std::io::stderr());
+        command
     }
 
     fn command(&self, program: &str) -> Command {
