@@ -47,6 +47,11 @@ impl Kind {
         }
     }
 
+    /// Below the directory of compiled programs.
+    pub fn place(self, name: &str) -> PathBuf {
+        Path::new(self.folder()).join(format!("{name}{}", self.suffix()))
+    }
+
     fn suffix(self) -> String {
         match self {
             Self::CStaticGlibc => ".static",
@@ -61,13 +66,20 @@ impl Kind {
     }
 }
 
+/// Names a directory of programs compiled elsewhere, which are taken as they are: in a guest there
+/// is no compiler.
+pub const COMPILED: &str = "MEMTRACE_PROGRAMS";
+
 /// The path of the compiled program `name`, compiling it if need be.
 pub fn program(name: &str, kind: Kind) -> Result<PathBuf> {
+    if let Some(compiled) = std::env::var_os(COMPILED) {
+        return Ok(Path::new(&compiled).join(kind.place(name)));
+    }
     let _lock = crate::serial::wait_for("compile")?;
     let sources = crate::workspace().join("tests/programs").join(kind.folder());
     let directory = crate::target_dir().join("programs").join(kind.folder());
     fs::create_dir_all(&directory).with_context(|| format!("create `{}`", directory.display()))?;
-    let output = directory.join(format!("{name}{}", kind.suffix()));
+    let output = crate::target_dir().join("programs").join(kind.place(name));
     if let Ok(built) = fs::metadata(&output).and_then(|m| m.modified())
         && built > newest(&sources)?
     {

@@ -91,11 +91,16 @@ impl Case {
     pub fn check(&self) -> Result<()> {
         let _turn = serial::turn()?;
         let (truth, recorded) = self.trace().with_context(|| format!("in {self:?}"))?;
+        self.judge(&truth, &recorded)
+    }
+
+    /// Whether what memtrace saw is the truth, exactly.
+    pub fn judge(&self, truth: &Truth, recorded: &Recorded) -> Result<()> {
         if truth.sites.is_empty() && truth.ranges_bytes.is_none() && truth.tallies.is_empty() {
             bail!("`{}` tells an empty truth: there is nothing to compare", self.name);
         }
         let last = recorded.last()?;
-        let mut differences = truth::differences(&truth, &last.native);
+        let mut differences = truth::differences(truth, &last.native);
         let broken = last.checks.iter().filter(|check| !check.holds);
         differences.extend(broken.map(|check| format!("memtrace's own check fails: {check:?}")));
         if !differences.is_empty() {

@@ -13,6 +13,7 @@ pub mod recorded;
 pub mod serial;
 pub mod tracks;
 pub mod truth;
+pub mod unharmed;
 pub mod wait;
 
 use std::path::{Path, PathBuf};

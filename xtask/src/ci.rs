@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{bpf, demo, interrupt, licenses, paths, setup, shell, test};
+use crate::{bpf, demo, interrupt, licenses, paths, setup, shell, test, vm};
 
 pub fn run() -> Result<()> {
     shell::require_root("ci")?;
@@ -32,6 +32,8 @@ pub fn run() -> Result<()> {
     setup::bpf()?;
     bpf::run(false)?;
 
+    shell::step("other kernels, in emulated machines");
+    vm::short()?;
     demo::run(&demo::Options { duration: 10, no_docker: false })?;
     test::run(&[])
 }

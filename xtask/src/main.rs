@@ -12,6 +12,7 @@ mod paths;
 mod setup;
 mod shell;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -50,6 +51,8 @@ enum Verb {
     },
     /// Measures what tracing costs per call, against untraced, empty probes and heaptrack
     Bench(bench::Options),
+    /// Runs memtrace on other kernels, in emulated machines
+    Vm(vm::Options),
     /// Becomes the first process of the demo's plain container
     #[command(hide = true)]
     Contain(demo::plain::Contain),
@@ -64,6 +67,10 @@ fn main() -> ExitCode {
         Verb::Ci => ci::run(),
         Verb::Bpf { check } => bpf::run(check),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Vm(options) => match vm::run(&options) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Verb::Contain(contain) => contain.run(),
     };
     match result {

@@ -35,6 +35,20 @@ const TESTS: &[&str] = &[
 /// What `cargo xtask bench` needs beside that.
 const BENCH: &[&str] = &["heaptrack"];
 
+/// What `cargo xtask vm` needs beside the tests' compilers: the machine, its userland, and the keys
+/// of the archive that its kernels come from.
+const VM: &[&str] = &[
+    "gcc",
+    "libc6-dev",
+    "qemu-system-x86",
+    "busybox-static",
+    "cpio",
+    "debian-archive-keyring",
+    "g++",
+    "binutils",
+    "musl-tools",
+];
+
 /// What rebuilding the BPF object needs: a Rust with its standard library's sources, and LLVM for
 /// bpf-linker.
 const BPF: &[&str] =
@@ -47,6 +61,7 @@ pub fn run(only_demo: bool) -> Result<()> {
     if !only_demo {
         tests()?;
         packages(BENCH)?;
+        packages(VM)?;
         if let Err(error) = bpf() {
             eprintln!(
                 "The BPF toolchain is not complete: {error:#}\n\
@@ -75,6 +90,11 @@ pub fn tests() -> Result<()> {
 pub fn bench(with_heaptrack: bool) -> Result<()> {
     packages(DEMO)?;
     if with_heaptrack { packages(BENCH) } else { Ok(()) }
+}
+
+/// For `cargo xtask vm`.
+pub fn vm() -> Result<()> {
+    packages(VM)
 }
 
 /// For `cargo xtask bpf`.

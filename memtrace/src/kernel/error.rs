@@ -8,6 +8,7 @@ use aya::maps::MapError;
 use aya::programs::ProgramError;
 use thiserror::Error;
 
+use super::features;
 use crate::tracee::capabilities::Capabilities;
 
 /// Why the kernel side cannot be loaded, attached or read.
@@ -22,6 +23,13 @@ pub enum KernelError {
 
     #[error("the BPF object has no {kind} `{name}`: rebuild it with `cargo xtask bpf`")]
     Incomplete { kind: &'static str, name: &'static str },
+
+    #[error(
+        "this kernel lacks what memtrace needs:\n{missing}\nuse Linux {} or newer (Debian 12 and \
+         Ubuntu 24.04 have one); `memtrace doctor` shows what else is there",
+        features::OLDEST_KERNEL
+    )]
+    Lacks { missing: String },
 
     // The causes of these two are in their advice: as a `source` they would be told twice.
     #[error("failed to load the BPF object: {advice}")]
@@ -92,6 +100,22 @@ impl KernelError {
                 cause: io::Error::other(other),
             },
         }
+    }
+
+    /// After a failed load: if something that memtrace requires is missing here, that is what to
+    /// tell, and not at which instruction the verifier noticed. Tries each feature, half a second.
+    pub(super) fn explained(self) -> Self {
+        if self.is_permission() {
+            return self;
+        }
+        let missing: Vec<String> = features::missing_required(&features::probe())
+            .map(|(name, reason)| format!("  {name}: {reason}"))
+            .collect();
+        if missing.is_empty() {
+            return self;
+        }
+        log::debug!("{self}");
+        Self::Lacks { missing: missing.join("\n") }
     }
 
     pub(super) fn attach_tracepoint(

@@ -48,6 +48,16 @@ pub fn find<'a>(features: &'a [Feature], name: &str) -> Option<&'a Feature> {
     features.iter().find(|feature| feature.name == name)
 }
 
+/// What [`REQUIRED`] names and this kernel does not have, with the reason.
+pub(super) fn missing_required(features: &[Feature]) -> impl Iterator<Item = (&str, &str)> {
+    features.iter().filter_map(|feature| match &feature.state {
+        FeatureState::Missing { reason } if REQUIRED.contains(&feature.name.as_str()) => {
+            Some((feature.name.as_str(), reason.as_str()))
+        }
+        _ => None,
+    })
+}
+
 /// Tries each feature, in the order in which they build on each other.
 pub fn probe() -> Vec<Feature> {
     CATALOGUE
@@ -411,6 +421,25 @@ mod tests {
         for name in REQUIRED {
             assert_eq!(CATALOGUE.iter().filter(|entry| entry.name == name).count(), 1, "{name}");
         }
+    }
+
+    #[test]
+    fn only_what_is_required_and_surely_missing_is_blamed() {
+        let feature = |name: &str, state| Feature {
+            name: name.to_owned(),
+            state,
+            needed_by: String::new(),
+            without_it: String::new(),
+        };
+        let missing = || FeatureState::Missing { reason: "no such helper".to_owned() };
+        let features = [
+            feature(BPF, FeatureState::Available),
+            feature(ATTACH_COOKIE, missing()),
+            feature(UPROBE_MULTI, missing()),
+            feature(UPROBE, FeatureState::Unknown { reason: "not permitted".to_owned() }),
+        ];
+        let blamed: Vec<_> = missing_required(&features).collect();
+        assert_eq!(blamed, [(ATTACH_COOKIE, "no such helper")]);
     }
 
     #[test]

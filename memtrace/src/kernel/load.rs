@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::time::Instant;
 
 use aya::maps::{Map, MapData, ProgramArray, RingBuf};
 use aya::programs::{Program, UProbe};
@@ -13,7 +14,7 @@ use memtrace_common::rows::{AFTER_CALL_WALK, AFTER_RANGE_WALK, ConfigRow, WALK_F
 
 use super::sys::{Plain, RawMap};
 use super::tables::RowsMapping;
-use super::{Kernel, KernelConfig, KernelError, features, ring};
+use super::{Kernel, KernelConfig, KernelError, features, ring, verified};
 
 /// The committed object; see `memtrace.bpf.json` for the sources and tools that made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("memtrace.bpf.o");
@@ -61,7 +62,12 @@ impl Kernel {
     /// Needs `CAP_BPF` and `CAP_PERFMON`, and Linux 5.15 (attach cookies).
     pub fn load(config: &KernelConfig) -> Result<Kernel, KernelError> {
         raise_memlock_limit();
+        Self::load_all(config).map_err(KernelError::explained)
+    }
+
+    fn load_all(config: &KernelConfig) -> Result<Kernel, KernelError> {
         let object = object()?;
+        let start = Instant::now();
         let log_level = if config.verbose { 0xff_u8 } else { 0 };
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("BLOCKS", config.max_blocks.max(1))
@@ -82,6 +88,9 @@ impl Kernel {
         let mut tracepoints = Vec::new();
         for (name, tracepoint) in TRACEPOINTS {
             tracepoints.push(attach_tracepoint(&mut ebpf, name, tracepoint)?);
+        }
+        if config.verbose {
+            verified::tell(&ebpf, start.elapsed());
         }
         let ring = take_map(&mut ebpf, "RING")?;
         let ring = RingBuf::try_from(ring).map_err(KernelError::open_map("RING"))?;

@@ -16,6 +16,7 @@ mod read;
 mod ring;
 mod sys;
 mod tables;
+mod verified;
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
