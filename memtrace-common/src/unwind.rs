@@ -120,7 +120,7 @@ impl WalkEnd {
 pub const MAX_FRAMES: usize = 127;
 /// Frames that one program steps through where the kernel has no `bpf_loop`; the next ones are
 /// stepped through by a tail call to itself.
-pub const FRAMES_PER_PROGRAM: u32 = 8;
+pub const FRAMES_PER_PROGRAM: u32 = 5;
 /// Most tail calls in a row: the kernel's `MAX_TAIL_CALL_CNT`, and one less on old kernels.
 const MAX_TAIL_CALLS: usize = 32;
 // To the first of them, from each to the next, and to the program that uses the stack.

@@ -20,6 +20,7 @@ pub struct Case {
     pub arguments: &'static [&'static str],
     pub environment: Vec<(String, String)>,
     pub memtrace: &'static [&'static str],
+    pub memtrace_environment: &'static [(&'static str, &'static str)],
     /// How long the work may take, traced.
     pub limit: Duration,
     /// memtrace ends before it is told to.
@@ -34,6 +35,7 @@ impl Case {
             arguments: &[],
             environment: Vec::new(),
             memtrace: &[],
+            memtrace_environment: &[],
             limit: Duration::from_secs(60),
             ends_by_itself: false,
         }
@@ -46,6 +48,12 @@ impl Case {
 
     pub fn memtrace(mut self, arguments: &'static [&'static str]) -> Self {
         self.memtrace = arguments;
+        self
+    }
+
+    /// Stacks are walked as on kernels without `bpf_loop`.
+    pub fn chained(mut self) -> Self {
+        self.memtrace_environment = &[("MEMTRACE_WALK", "chained")];
         self
     }
 
@@ -76,7 +84,8 @@ impl Case {
     pub fn trace(&self) -> Result<(Truth, Recorded)> {
         let executable = compile::program(self.name, self.kind)?;
         let mut program = Program::start(&executable, self.arguments, &self.environment)?;
-        let recording = Recording::attach(program.pid(), self.memtrace)?;
+        let recording =
+            Recording::attach_in(self.memtrace_environment, program.pid(), self.memtrace)?;
         program.go()?;
         let truth = program.truth(self.limit)?;
         if !self.ends_by_itself {

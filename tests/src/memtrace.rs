@@ -73,16 +73,30 @@ pub struct Finished {
 impl Recording {
     /// Attaches to a running process and returns when everything is armed.
     pub fn attach(pid: u32, more: &[impl AsRef<OsStr>]) -> Result<Self> {
+        Self::attach_in(&[], pid, more)
+    }
+
+    /// The same with more in memtrace's own environment.
+    pub fn attach_in(
+        environment: &[(&str, &str)],
+        pid: u32,
+        more: &[impl AsRef<OsStr>],
+    ) -> Result<Self> {
         let pid = pid.to_string();
         let mut arguments: Vec<OsString> = vec!["--pid".into(), pid.into()];
         arguments.extend(more.iter().map(|argument| argument.as_ref().to_owned()));
-        Self::start(&arguments)
+        Self::start_in(environment, &arguments)
     }
 
     /// `memtrace record` with these arguments, `--json` to a file, no duration.
     pub fn start(arguments: &[impl AsRef<OsStr>]) -> Result<Self> {
+        Self::start_in(&[], arguments)
+    }
+
+    fn start_in(environment: &[(&str, &str)], arguments: &[impl AsRef<OsStr>]) -> Result<Self> {
         let directory = tempfile::tempdir().context("create a directory for the JSON")?;
         let mut child = Command::new(binary()?)
+            .envs(environment.iter().copied())
             .arg("record")
             .arg("--json")
             .arg(directory.path().join("memtrace.json"))

@@ -111,6 +111,18 @@ fn simple(kind: Kind) -> impl Iterator<Item = Case> {
 }
 
 #[test]
+fn without_bpf_loop_it_is_as_exact() -> Result<()> {
+    let c = ["calloc", "realloc_resize", "mmap_partial", "brk", "longjmp"];
+    let cases = c.into_iter().map(|name| Case::new(name, Kind::C)).chain([
+        Case::new("mixed_threads", Kind::C).arguments(&["8"]),
+        Case::new("distinct_stacks", Kind::C).memtrace(&["--max-stacks", "65536"]),
+        Case::new("new_delete", Kind::Cpp),
+        Case::new("callback", Kind::Go),
+    ]);
+    all(cases.map(|case| Ok(case.chained())))
+}
+
+#[test]
 fn musl_is_exact() -> Result<()> {
     let more = ["aligned", "reallocarray", "realloc_failed", "free_null"];
     let more = more.into_iter().map(|name| Case::new(name, Kind::CMusl));

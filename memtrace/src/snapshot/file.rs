@@ -11,7 +11,7 @@
 //! trust: every size is bounded before anything is allocated for it. `docs/recording.md` is the
 //! specification.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
@@ -141,21 +141,6 @@ impl Kind {
 #[derive(Serialize, Deserialize)]
 struct End {
     reason: String,
-}
-
-/// Opens an output for writing: a file (created or truncated), a pipe, a device such as
-/// `/dev/null`, or standard output for `-`.
-pub fn open_output(path: &Path) -> Result<Box<dyn Write + Send>, FileError> {
-    if path == Path::new("-") {
-        return Ok(Box::new(io::stdout()));
-    }
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)
-        .map(|file| Box::new(file) as Box<dyn Write + Send>)
-        .map_err(|source| FileError::Open { path: path.display().to_string(), source })
 }
 
 /// Writes a recording as it grows.

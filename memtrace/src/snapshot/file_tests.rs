@@ -172,35 +172,30 @@ fn more_rows_than_a_record_holds_are_split() {
 }
 
 #[test]
-fn outputs_may_be_a_file_dev_null_or_a_pipe() {
+fn a_recording_may_come_through_a_pipe() {
     let recording = synthetic::recording();
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("recording");
-    std::fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
-    for target in [path.as_path(), Path::new("/dev/null")] {
-        let writer = RecordingWriter::create(open_output(target).unwrap(), &recording.header);
-        writer.unwrap().finish("done").unwrap();
-    }
-    let (read, _) = read_recording_file(&path).unwrap();
-    assert_eq!(read.header, recording.header);
-
     let fifo = directory.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let reader = std::thread::spawn({
         let fifo = fifo.clone();
         move || read_recording_file(&fifo).unwrap()
     });
-    let writer = RecordingWriter::create(open_output(&fifo).unwrap(), &recording.header);
+    let output = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    let writer = RecordingWriter::create(output, &recording.header);
     writer.unwrap().finish("through a pipe").unwrap();
-    let (_, completeness) = reader.join().unwrap();
+    let (read, completeness) = reader.join().unwrap();
+    assert_eq!(read.header, recording.header);
     assert_eq!(completeness, Completeness::Complete { reason: "through a pipe".to_owned() });
+}
 
-    let missing = directory.path().join("no/such/directory");
-    let error = open_output(&missing).err().unwrap().to_string();
-    assert!(error.contains("no/such/directory"), "{error}");
-    let full =
-        RecordingWriter::create(open_output(Path::new("/dev/full")).unwrap(), &recording.header);
+#[test]
+fn a_full_disk_and_a_missing_file_are_told() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let full = RecordingWriter::create(full, &synthetic::recording().header);
     assert!(matches!(full, Err(FileError::Write(_))));
+    let error = read_recording_file("/no/such/recording".as_ref()).unwrap_err().to_string();
+    assert!(error.contains("/no/such/recording"), "{error}");
 }
 
 proptest! {
