@@ -111,7 +111,7 @@ impl Recording {
         let mut recording = Self { child, stderr: Lines::of(stderr), directory, probes_armed: 0 };
         let line = recording.stderr.find(
             "memtrace's `tracing PID` line",
-            Duration::from_secs(60),
+            wait::patience(Duration::from_secs(60)),
             |line| line.starts_with("tracing "),
         )?;
         recording.probes_armed = armed(&line)
@@ -136,7 +136,8 @@ impl Recording {
 
     /// Waits for its own end (a duration, the tracee's end, a signal sent before).
     pub fn finish(mut self) -> Result<Finished> {
-        let status = wait::for_exit(&mut self.child, "memtrace", Duration::from_secs(90))?;
+        let limit = wait::patience(Duration::from_secs(90));
+        let status = wait::for_exit(&mut self.child, "memtrace", limit)?;
         let path = self.directory.path().join("memtrace.json");
         let stderr = std::mem::replace(&mut self.stderr, Lines::of(std::io::empty()))
             .rest(Duration::from_secs(5));
@@ -198,7 +199,8 @@ pub fn run_command(mut command: Command) -> Result<Output> {
     };
     let out = read(stdout.map(|s| Box::new(s) as _));
     let err = read(stderr.map(|s| Box::new(s) as _));
-    let status = wait::for_exit(&mut child, "memtrace", Duration::from_secs(60))?;
+    let limit = wait::patience(Duration::from_secs(60));
+    let status = wait::for_exit(&mut child, "memtrace", limit)?;
     let collect = |thread: std::thread::JoinHandle<Vec<u8>>| {
         thread.join().map_err(|_| anyhow!("the reader of memtrace's output panicked"))
     };

@@ -7,6 +7,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+/// How many times slower than a real machine this one is: an emulated guest sets it.
+pub const SLOWNESS: &str = "MEMTRACE_SLOWNESS";
+
+/// A limit for memtrace's own work, as long as this machine needs.
+pub fn patience(limit: Duration) -> Duration {
+    let slowness = std::env::var(SLOWNESS).ok().and_then(|times| times.parse().ok());
+    limit.saturating_mul(slowness.unwrap_or(1))
+}
+
 /// The lines of a child's output, read by a thread of its own so that waiting can end.
 pub struct Lines {
     receiver: Receiver<String>,

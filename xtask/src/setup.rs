@@ -22,6 +22,7 @@ const DEMO: &[&str] = &[
 const TESTS: &[&str] = &[
     "g++",
     "binutils",
+    "cpio",
     "musl-tools",
     "libjemalloc-dev",
     "libjemalloc2",
@@ -42,7 +43,6 @@ const VM: &[&str] = &[
     "libc6-dev",
     "qemu-system-x86",
     "busybox-static",
-    "cpio",
     "debian-archive-keyring",
     "g++",
     "binutils",

@@ -1,11 +1,12 @@
 //! Kernel images out of Debian's archive, by apt with a configuration of its own: other suites than
 //! this machine's, the same mirror, checked by the same keys. What was fetched stays in `target/vm`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::fcntl::{Flock, FlockArg};
 
 use super::kernels::{self, Kernel};
 use crate::shell;
@@ -24,6 +25,8 @@ pub struct Image {
 
 /// The images of these kernels, in their order: from the cache, or fetched.
 pub fn images(wanted: &[Kernel], refresh: bool) -> Result<Vec<Image>> {
+    // Who comes second finds what the first has fetched.
+    let _lock = lock()?;
     let missing: Vec<Kernel> = wanted
         .iter()
         .filter(|kernel| refresh || cached(&kernel.series).is_none())
@@ -39,6 +42,14 @@ pub fn images(wanted: &[Kernel], refresh: bool) -> Result<Vec<Image>> {
                 .with_context(|| format!("the image of {} was not unpacked", kernel.series))
         })
         .collect()
+}
+
+fn lock() -> Result<Flock<File>> {
+    let path = super::directory().join("lock");
+    let file = File::create(&path).with_context(|| format!("create `{}`", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| errno)
+        .with_context(|| format!("lock `{}`", path.display()))
 }
 
 /// Whole: the package's name is written last.

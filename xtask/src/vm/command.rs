@@ -36,11 +36,15 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     shell::step(&format!("{} in an emulated machine", image.package));
     let guest = Guest {
         vmlinuz: &image.vmlinuz,
-        initramfs: &initramfs,
-        console: directory().join("console.log"),
+        initramfs: initramfs.path(),
+        console: directory().join(format!("console-{}.log", std::process::id())),
+        parameters: &options.parameters,
         limit: Duration::from_secs(options.limit),
     };
     let ended = guest.run(pass_on)?;
+    // What was worth to tell of it is in `broken`.
+    std::fs::remove_file(&guest.console)
+        .with_context(|| format!("remove `{}`", guest.console.display()))?;
     match (ended.broken, ended.told.exit_code) {
         (Some(broken), _) => bail!("{broken}"),
         (None, None) => bail!("the guest did not say how the command ended"),

@@ -17,23 +17,42 @@ use crate::shell;
 /// The guest's first process.
 const INIT: &str = include_str!("init.sh");
 
+/// A file that is there as long as this is.
+pub struct Initramfs(PathBuf);
+
+impl Initramfs {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Initramfs {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            eprintln!("failed to remove `{}`: {error}", self.0.display());
+        }
+    }
+}
+
 pub struct Builder {
     archive: Archive<BufWriter<File>>,
-    output: PathBuf,
+    output: Initramfs,
     /// Placed already, by their path in the guest.
     placed: BTreeSet<String>,
 }
 
 impl Builder {
     /// An initramfs with what every guest has, and what it is to do.
-    pub fn new(output: &Path, task: &serde_json::Value) -> Result<Self> {
+    pub fn new(task: &serde_json::Value) -> Result<Self> {
+        // Others may boot a guest from the same target directory.
+        let name = format!("initramfs-{}.cpio", std::process::id());
+        let output = Initramfs(super::directory().join(name));
         let file =
-            File::create(output).with_context(|| format!("create `{}`", output.display()))?;
-        let mut builder = Self {
-            archive: Archive::new(BufWriter::new(file)),
-            output: output.to_owned(),
-            placed: BTreeSet::new(),
-        };
+            File::create(&output.0).with_context(|| format!("create `{}`", output.0.display()))?;
+        let mut builder =
+            Self { archive: Archive::new(BufWriter::new(file)), output, placed: BTreeSet::new() };
         for directory in ["dev", "proc", "sys", "tmp", "root", "sbin", "usr/bin"] {
             builder.written(|archive| archive.directory(directory))?;
         }
@@ -49,11 +68,13 @@ impl Builder {
     /// A program of ours without its debug information, which is most of its size.
     pub fn stripped(&mut self, program: &Path, place: &str) -> Result<()> {
         let name = program.file_name().context("a program without a name")?;
-        let stripped = super::directory().join(name);
+        let own = format!("{}-{}", name.to_string_lossy(), std::process::id());
+        let stripped = super::directory().join(own);
         shell::ask(
             Command::new("strip").args(["--strip-debug", "-o"]).arg(&stripped).arg(program),
         )?;
-        self.program(&stripped, place)
+        self.program(&stripped, place)?;
+        fs::remove_file(&stripped).with_context(|| format!("remove `{}`", stripped.display()))
     }
 
     /// A program as it is, with the libraries that it needs.
@@ -98,15 +119,15 @@ impl Builder {
         &mut self,
         write: impl FnOnce(&mut Archive<BufWriter<File>>) -> std::io::Result<()>,
     ) -> Result<()> {
-        write(&mut self.archive).with_context(|| format!("write `{}`", self.output.display()))
+        write(&mut self.archive).with_context(|| format!("write `{}`", self.output.0.display()))
     }
 
-    pub fn finish(self) -> Result<PathBuf> {
+    pub fn finish(self) -> Result<Initramfs> {
         let Self { archive, output, .. } = self;
         archive
             .finish()
             .and_then(|mut file| file.flush())
-            .with_context(|| format!("write `{}`", output.display()))?;
+            .with_context(|| format!("write `{}`", output.0.display()))?;
         Ok(output)
     }
 }

@@ -47,6 +47,12 @@ pub struct Options {
     /// Fetches the newest images again
     #[arg(long)]
     refresh: bool,
+    /// Only the checks with this in their name, e.g. `go/` or `c/malloc`
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// More of the kernel's command line, e.g. `preempt=full`
+    #[arg(long = "append", value_name = "PARAMETERS", default_value = "")]
+    parameters: String,
     /// A guest is ended when it takes longer
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     limit: u64,
@@ -81,7 +87,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if options.run {
         return command::run(options);
     }
-    matrix(&chosen(options), options.short, options)?;
+    let plan = Plan {
+        short: options.short,
+        only: options.only.as_deref(),
+        parameters: &options.parameters,
+        limit: Duration::from_secs(options.limit),
+    };
+    guests(&chosen(options), options.refresh, &plan)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -90,7 +102,8 @@ pub fn short() -> Result<()> {
     setup::vm()?;
     fs::create_dir_all(directory())
         .with_context(|| format!("create `{}`", directory().display()))?;
-    guests(&kernels::short(), true, false, Duration::from_secs(240))
+    let plan = Plan { short: true, only: None, parameters: "", limit: Duration::from_secs(240) };
+    guests(&kernels::short(), false, &plan)
 }
 
 fn chosen(options: &Options) -> Vec<Kernel> {
@@ -118,20 +131,26 @@ fn list() {
     println!("Any other series of {} can be named with --kernel.", kernels::SUITES.join(", "));
 }
 
-fn matrix(kernels: &[Kernel], short: bool, options: &Options) -> Result<()> {
-    guests(kernels, short, options.refresh, Duration::from_secs(options.limit))
+/// What is done in every guest.
+struct Plan<'a> {
+    short: bool,
+    /// Of the checks.
+    only: Option<&'a str>,
+    /// Of the kernel.
+    parameters: &'a str,
+    limit: Duration,
 }
 
 /// Boots each kernel in turn; fails when anything did not hold on one of them.
-fn guests(kernels: &[Kernel], short: bool, refresh: bool, limit: Duration) -> Result<()> {
+fn guests(kernels: &[Kernel], refresh: bool, plan: &Plan<'_>) -> Result<()> {
     let images = archive::images(kernels, refresh)?;
     if kernels.iter().any(|kernel| kernel.expectation == Expectation::Works) {
         go::ensure()?;
     }
-    let programs = programs(short)?;
+    let programs = programs(plan.short)?;
     let mut rows = Vec::new();
     for (kernel, image) in kernels.iter().zip(&images) {
-        rows.push(one(kernel, image, &programs, short, limit)?);
+        rows.push(one(kernel, image, &programs, plan)?);
     }
     println!("\n{}", table::render(&rows));
     let failed: Vec<String> = rows
@@ -174,22 +193,16 @@ fn built(name: &str) -> PathBuf {
 
 /// An initramfs with memtrace, the agent and its task; the caller adds what the task needs.
 fn initramfs(task: &serde_json::Value) -> Result<Builder> {
-    let mut builder = Builder::new(&directory().join("initramfs.cpio"), task)?;
+    let mut builder = Builder::new(task)?;
     builder.stripped(&built("memtrace"), "/bin/memtrace")?;
     builder.stripped(&built("vm-guest"), "/bin/vm-guest")?;
     Ok(builder)
 }
 
-fn one(
-    kernel: &Kernel,
-    image: &Image,
-    programs: &[Program],
-    short: bool,
-    limit: Duration,
-) -> Result<Row> {
+fn one(kernel: &Kernel, image: &Image, programs: &[Program], plan: &Plan<'_>) -> Result<Row> {
     shell::step(&format!("{} in an emulated machine", image.package));
     let task = match kernel.expectation {
-        Expectation::Works => json!({ "task": "check", "short": short }),
+        Expectation::Works => json!({ "task": "check", "short": plan.short, "only": plan.only }),
         Expectation::Lacks => json!({ "task": "lacks" }),
     };
     let mut builder = initramfs(&task)?;
@@ -202,9 +215,10 @@ fn one(
     fs::create_dir_all(&kept).with_context(|| format!("create `{}`", kept.display()))?;
     let guest = Guest {
         vmlinuz: &image.vmlinuz,
-        initramfs: &initramfs,
+        initramfs: initramfs.path(),
         console: kept.join("console.log"),
-        limit,
+        parameters: plan.parameters,
+        limit: plan.limit,
     };
     let ended = guest.run(tell)?;
     for (name, text) in &ended.told.texts {

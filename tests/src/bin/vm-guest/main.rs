@@ -22,7 +22,7 @@ use serde::Deserialize;
 #[serde(tag = "task", rename_all = "snake_case", deny_unknown_fields)]
 enum Task {
     /// A kernel on which memtrace works: prove it.
-    Check { short: bool },
+    Check { short: bool, only: Option<String> },
     /// A kernel on which it cannot work: prove that it says so.
     Lacks,
     /// A command line, for whoever needs a guest.
@@ -65,7 +65,7 @@ fn guest(file: &str) -> Result<()> {
     let task = serde_json::from_slice(&text).with_context(|| format!("read `{file}`"))?;
     event::booted()?;
     match task {
-        Task::Check { short } => check::all(short),
+        Task::Check { short, only } => check::all(short, only.as_deref()),
         Task::Lacks => lacks::all(),
         Task::Run { command, memory_max_bytes } => run::run(&command, memory_max_bytes)?,
     }
