@@ -45,6 +45,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     // What was worth to tell of it is in `broken`.
     std::fs::remove_file(&guest.console)
         .with_context(|| format!("remove `{}`", guest.console.display()))?;
+    if let Some(complaint) = ended.complaint {
+        eprintln!("warning: {complaint}");
+    }
     match (ended.broken, ended.told.exit_code) {
         (Some(broken), _) => bail!("{broken}"),
         (None, None) => bail!("the guest did not say how the command ended"),

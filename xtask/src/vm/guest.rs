@@ -10,14 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::console;
 use super::event::{Event, Told};
 use crate::interrupt;
 use crate::shell::{self, Owned};
 
 /// Emulated memory, MiB: an initramfs of some tens, and the programs of the suite.
 const MEMORY_MIB: u32 = 2048;
-/// Of the console, when something went wrong.
-const CONSOLE_LINES: usize = 40;
 
 pub struct Guest<'a> {
     pub vmlinuz: &'a Path,
@@ -36,12 +35,17 @@ pub struct Ended {
     pub wall: Duration,
     /// Hung, crashed, or ended without having said that it is done.
     pub broken: Option<String>,
+    /// What the kernel had to say about its own state.
+    pub complaint: Option<String>,
 }
 
 impl Guest<'_> {
     /// Boots it and hands every event to `each`, until the machine ends.
     pub fn run(&self, mut each: impl FnMut(&Event)) -> Result<Ended> {
         let start = Instant::now();
+        // Nothing of an earlier guest is taken for this one's.
+        std::fs::write(&self.console, b"")
+            .with_context(|| format!("write `{}`", self.console.display()))?;
         let mut command = self.command();
         eprintln!("$ {}", shell::line(&command));
         let mut qemu = Owned::spawn(&mut command)?;
@@ -76,7 +80,8 @@ impl Guest<'_> {
                 Err(RecvTimeoutError::Disconnected) => break Some(self.crashed(&told)),
             }
         };
-        Ok(Ended { told, wall: start.elapsed(), broken })
+        let complaint = console::complaint(&self.console()?);
+        Ok(Ended { told, wall: start.elapsed(), broken, complaint })
     }
 
     fn command(&self) -> Command {
@@ -123,10 +128,16 @@ impl Guest<'_> {
     }
 
     fn last_of_console(&self) -> String {
-        match std::fs::read(&self.console) {
-            Ok(bytes) => last_lines(&String::from_utf8_lossy(&bytes)),
-            Err(error) => format!("  `{}` cannot be read: {error}", self.console.display()),
+        match self.console() {
+            Ok(console) => console::last_lines(&console),
+            Err(error) => format!("  {error:#}"),
         }
+    }
+
+    fn console(&self) -> Result<String> {
+        let bytes = std::fs::read(&self.console)
+            .with_context(|| format!("read `{}`", self.console.display()))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 
@@ -138,30 +149,9 @@ fn during(told: &Told) -> String {
     }
 }
 
-fn last_lines(console: &str) -> String {
-    let lines: Vec<&str> =
-        console.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    let skipped = lines.len().saturating_sub(CONSOLE_LINES);
-    let shown = lines[skipped..].iter().map(|line| {
-        let line: String = line.chars().filter(|c| !c.is_control()).collect();
-        format!("  | {line}")
-    });
-    shown.collect::<Vec<_>>().join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_end_of_a_console_is_shown_without_what_a_terminal_acts_on() {
-        let console: String =
-            (0..100).map(|line| format!("\x1b[2J[  {line}.0] line {line}\r\n\r\n")).collect();
-        let shown = last_lines(&console);
-        assert_eq!(shown.lines().count(), CONSOLE_LINES);
-        assert!(shown.ends_with("] line 99"));
-        assert!(!shown.contains('\x1b'));
-    }
 
     #[test]
     fn a_broken_guest_says_how_far_it_came() {

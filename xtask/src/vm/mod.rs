@@ -6,6 +6,7 @@
 
 mod archive;
 mod command;
+mod console;
 mod cpio;
 mod event;
 mod guest;
@@ -231,7 +232,10 @@ fn one(kernel: &Kernel, image: &Image, programs: &[Program], plan: &Plan<'_>) ->
         .iter()
         .filter_map(|check| Some(format!("{}: {}", check.name, check.error.as_ref()?)))
         .collect();
-    failures.extend(ended.broken);
+    for failure in [ended.broken, ended.complaint].into_iter().flatten() {
+        eprintln!("  FAIL {failure}");
+        failures.push(failure);
+    }
     if ended.told.checks.is_empty() {
         failures.push("nothing was checked".to_owned());
     }
