@@ -6,10 +6,10 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_probe_read_user};
 use memtrace_common::calls::Cookie;
 use memtrace_common::counters::{Loss, Tally};
-use memtrace_common::rows::{ARMED, ConfigRow, DRAINING, ProcessRow, ThreadRow};
+use memtrace_common::rows::{ARMED, CHAINED_PROGRAMS, ConfigRow, DRAINING, ProcessRow, ThreadRow};
 
 use crate::count::Counters;
-use crate::maps::{CONFIG, FRESH_THREAD, PROCESSES, THREADS};
+use crate::maps::{CHAIN, CONFIG, FRESH_THREAD, PROCESSES, THREADS};
 
 /// An armed probe that was hit.
 pub struct Hook {
@@ -39,6 +39,9 @@ impl Hook {
     pub fn resume(ctx: &impl EbpfContext) -> Option<Self> {
         let counters = Counters::get()?;
         let config = CONFIG.get(0)?;
+        if config.armed > DRAINING {
+            stay_off_private_stacks(ctx);
+        }
         Some(Self::new(ctx, counters, config))
     }
 
@@ -56,6 +59,9 @@ impl Hook {
         let config = CONFIG.get(0)?;
         if config.armed != ARMED && config.armed != or {
             counters.tally(Tally::UnarmedHits);
+            if config.armed > DRAINING {
+                stay_off_private_stacks(ctx);
+            }
             return None;
         }
         Some(Self::new(ctx, counters, config))
@@ -136,6 +142,19 @@ impl Hook {
         // SAFETY: as in `sp`.
         unsafe { (*self.regs).rax }
     }
+}
+
+/// Never called: that it stands in a program is what matters.
+///
+/// From Linux 6.13 on, the x86 kernel gives a probe program that uses 64 bytes of stack or more one
+/// stack per CPU, and relies on its not starting twice on a CPU. A uprobe's program runs in a thread
+/// that can be preempted by another that enters the same program: both then write one stack, and the
+/// kernel kills what it corrupts. A program with a tail call anywhere stays on the thread's own
+/// kernel stack (`check_max_stack_depth`, kernel/bpf/verifier.c).
+#[inline(always)]
+fn stay_off_private_stacks(ctx: &impl EbpfContext) {
+    // SAFETY: there is no such place: the call returns at once.
+    unsafe { CHAIN.tail_call(ctx, CHAINED_PROGRAMS) };
 }
 
 /// The eight bytes at an address of the tracee; never faults a page in.

@@ -67,6 +67,7 @@ pub static NOTICED: HashMap<NoticedKey, u32> = HashMap::with_max_entries(4096, B
 #[map]
 pub static RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
-/// The programs of `chained`. Filled by the user side where the kernel has no `bpf_loop`.
+/// The programs of `chained`. Filled by the user side where the kernel has no `bpf_loop`. Every
+/// uprobe program names it: see `hook::stay_off_private_stacks`.
 #[map]
 pub static CHAIN: ProgramArray = ProgramArray::with_max_entries(CHAINED_PROGRAMS, 0);
