@@ -1,0 +1,120 @@
+//! `mp_`: what glibc has set for all arenas, and the count of blocks mapped on their own.
+//!
+//! Without its symbol it is found by one word: the address where the main arena's `brk` memory
+//! starts, which is known from the arena itself, at its place among figures that hang together.
+
+use super::layout::{PARAMETERS, ParametersLayout, order};
+use super::locate::Data;
+use super::state::State;
+use super::view::View;
+use super::{Libc, Refusal};
+use crate::tracee::heap::census::{MappedChunks, Settings};
+use crate::tracee::heap::memory::{MemoryReader, PAGE};
+
+/// Larger than any size that can be allocated.
+const MAX_BYTES: u64 = 1 << 47;
+/// More than any machine's processors times eight.
+const MAX_ARENA_COUNT: u64 = 1 << 24;
+
+pub struct Parameters {
+    pub settings: Settings,
+    pub mapped: MappedChunks,
+    /// Blocks of one size that a thread cache keeps; `None`: the release has none, or is unknown.
+    pub cache_count: Option<u64>,
+}
+
+/// Finds and reads it. `base` is the start of the main arena's memory, where that is one piece.
+pub fn read<M: MemoryReader>(
+    view: &View<'_, M>,
+    libc: &Libc,
+    main: &State,
+    base: Option<u64>,
+) -> Result<Parameters, Refusal> {
+    let layouts = order(&PARAMETERS, |row| row.since, libc.release);
+    if let Some(address) = libc.parameters {
+        for layout in &layouts {
+            let mut bytes = vec![0; layout.size];
+            if view.fresh(address, &mut bytes).is_ok()
+                && let Some(parameters) = parse(&bytes, layout, base)
+            {
+                return Ok(parameters);
+            }
+        }
+    }
+    let Some(base) = base else { return Err(Refusal::NoParameters { why: why_no_base(main) }) };
+    let data = Data::read(view, &libc.data)?;
+    for layout in layouts {
+        let mut found = None;
+        for (at, word) in data.words().filter(|(_, word)| *word == base) {
+            let start = at.wrapping_sub(layout.sbrk_base as u64);
+            let Some(bytes) = data.at(start, layout.size) else { continue };
+            if let Some(parameters) = parse(bytes, layout, Some(word)) {
+                if found.is_some() {
+                    let why = "more than one place in the C library's data looks like it";
+                    return Err(Refusal::NoParameters { why });
+                }
+                found = Some(parameters);
+            }
+        }
+        if let Some(parameters) = found {
+            return Ok(parameters);
+        }
+    }
+    Err(Refusal::NoParameters { why: "no place in the C library's data looks like it" })
+}
+
+fn why_no_base(main: &State) -> &'static str {
+    if main.is_unused() {
+        "nothing was ever allocated from the main arena, by whose memory it is found"
+    } else {
+        "the main arena, by whose memory it is found, is not in one piece"
+    }
+}
+
+/// The figures, if they hang together.
+fn parse(bytes: &[u8], layout: &ParametersLayout, base: Option<u64>) -> Option<Parameters> {
+    let word =
+        |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+    // Counts are ints that are never negative.
+    let count = |at: usize| {
+        let half = bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)?;
+        (half <= i32::MAX as u32).then_some(u64::from(half))
+    };
+    let settings = Settings {
+        trim_threshold_bytes: word(0)?,
+        top_pad_bytes: word(8)?,
+        mmap_threshold_bytes: word(16)?,
+        arena_max: word(32)?,
+        mapped_chunks_max: count(layout.n_mmaps + 4)?,
+        thresholds_adapt: match count(layout.n_mmaps + 12)? {
+            0 => true,
+            1 => false,
+            _ => return None,
+        },
+    };
+    let mapped = MappedChunks {
+        chunks: count(layout.n_mmaps)?,
+        peak_chunks: count(layout.n_mmaps + 8)?,
+        bytes: word(layout.mmapped_mem)?,
+        peak_bytes: word(layout.mmapped_mem + 8)?,
+    };
+    let cache_count = match layout.cache_count {
+        Some(at) => Some(word(at)?),
+        None => None,
+    };
+    let holds = base.is_none_or(|base| word(layout.sbrk_base) == Some(base))
+        && mapped.chunks <= mapped.peak_chunks
+        && mapped.bytes <= mapped.peak_bytes
+        && mapped.peak_bytes < MAX_BYTES
+        && mapped.bytes.is_multiple_of(PAGE)
+        && mapped.bytes >= mapped.chunks * PAGE
+        && (mapped.chunks == 0) == (mapped.bytes == 0)
+        && (mapped.peak_chunks == 0) == (mapped.peak_bytes == 0)
+        && word(24)? <= MAX_ARENA_COUNT
+        && settings.arena_max <= MAX_ARENA_COUNT
+        && layout.huge_page.is_none_or(|at| {
+            word(at).is_some_and(|size| size == 0 || (size.is_power_of_two() && size >= PAGE))
+        })
+        && cache_count.is_none_or(|count| count <= u64::from(u16::MAX));
+    holds.then_some(Parameters { settings, mapped, cache_count })
+}
