@@ -98,10 +98,22 @@ pub struct Arena {
     pub in_use_bytes: Known<u64>,
     /// Every chunk ([`Depth::Chunks`]).
     pub chunks: Known<Chunks>,
+    pub told_by: ToldBy,
     /// No two readings in a row agreed: the process kept allocating from it.
     pub moving: bool,
     /// How far the figures of the readings of a moving arena lay apart; 0 for one that stood still.
     pub drift_bytes: u64,
+}
+
+/// How the free part of an arena was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToldBy {
+    /// By its lists of free chunks.
+    Lists,
+    /// By the tags at the boundaries of all its chunks, where the lists never held still. Chunks
+    /// in fast bins then count as in use.
+    Tags,
 }
 
 /// The free part of an arena.

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use crate::tracee::process::{Process, ProcessError, read_error};
@@ -30,9 +31,9 @@ pub trait MemoryReader {
     /// Fills `buffer` with what is at `address`, all of it or nothing.
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), ReadError>;
 
-    /// How many bytes of whole pages in `start..end` are resident; `None` where that cannot be
+    /// The whole pages in `start..end` that are resident, joined; `None` where that cannot be
     /// known.
-    fn resident_bytes(&self, start: u64, end: u64) -> Option<u64> {
+    fn resident(&self, start: u64, end: u64) -> Option<Vec<Range<u64>>> {
         _ = (start, end);
         None
     }
@@ -99,17 +100,24 @@ impl MemoryReader for ProcessMemory {
         })
     }
 
-    fn resident_bytes(&self, start: u64, end: u64) -> Option<u64> {
+    fn resident(&self, start: u64, end: u64) -> Option<Vec<Range<u64>>> {
         let (mut page, last) = (start.div_ceil(PAGE), end / PAGE);
-        let mut resident = 0;
+        let mut ranges: Vec<Range<u64>> = Vec::new();
         let mut buffer = [0; PAGEMAP_PIECE];
         while page < last {
             let count = (last - page).min((PAGEMAP_PIECE / 8) as u64);
             let piece = buffer.get_mut(..usize::try_from(count).ok()? * 8)?;
-            resident += self.pages(page, piece)?.filter(|e| e & PRESENT != 0).count() as u64 * PAGE;
+            for (page, entry) in (page..).zip(self.pages(page, piece)?) {
+                let (start, end) = (page * PAGE, (page + 1) * PAGE);
+                match ranges.last_mut() {
+                    _ if entry & PRESENT == 0 => {}
+                    Some(last) if last.end == start => last.end = end,
+                    _ => ranges.push(start..end),
+                }
+            }
             page += count;
         }
-        Some(resident)
+        Some(ranges)
     }
 }
 
@@ -143,14 +151,18 @@ mod tests {
         let mut block: Vec<u8> = vec![0; 8 << 20];
         let start = (block.as_ptr() as u64).next_multiple_of(PAGE);
         let end = start + (4 << 20);
-        assert_eq!(memory.resident_bytes(start, end), Some(0));
+        let resident = |start, end| {
+            let ranges = memory.resident(start, end).unwrap();
+            ranges.iter().map(|range| range.end - range.start).sum::<u64>()
+        };
+        assert_eq!(resident(start, end), 0);
         let offset = usize::try_from(start - block.as_ptr() as u64).unwrap();
         for page in [0, 7, 1000] {
             block[offset + page * 4096] = 1;
         }
         // Huge pages, where they are on, make it more.
-        assert!(memory.resident_bytes(start, end).unwrap() >= 3 * PAGE);
-        assert_eq!(memory.resident_bytes(start + 1, start + 4096), Some(0));
+        assert!(resident(start, end) >= 3 * PAGE);
+        assert_eq!(resident(start + 1, start + 4096), 0);
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod regions;
 
 pub use census::{
     Arena, Chunks, Depth, FoundBy, Free, HeapCensus, MappedChunks, Reading, Settings, SizeClass,
-    ThreadCaches, Totals,
+    ThreadCaches, ToldBy, Totals,
 };
 pub use glibc::{Libc, Refusal};
 pub use libc::LibcFacts;
@@ -34,7 +34,7 @@ const ATTEMPTS: u32 = 4;
 
 /// Reads a heap once. `regions` are the writable mappings at this time.
 ///
-/// Pure but for `memory`, the clock (a reading ends after 1 s, or 20 s for every chunk) and short
+/// Pure but for `memory`, the clock (a reading ends after 3 s, or 20 s for every chunk) and short
 /// pauses when the heap moves.
 pub fn census(
     memory: &impl MemoryReader,
@@ -53,7 +53,7 @@ pub fn census(
 
 fn explain(refusal: &Refusal, beside: &[String]) -> String {
     match (refusal, beside) {
-        (Refusal::NotFound, [_, ..]) => format!(
+        (Refusal::NotFound | Refusal::Unused, [_, ..]) => format!(
             "glibc's malloc was never used, or was not found: the process has {}, whose books cannot \
              be read from outside",
             beside.join(" and ")

@@ -46,6 +46,63 @@ impl Sizes {
     }
 }
 
+/// Free chunks on their way to becoming [`Free`].
+#[derive(Default)]
+pub struct Tally {
+    free: Free,
+    sizes: Sizes,
+    resident: Resident,
+}
+
+impl Tally {
+    /// A chunk that lies in a bin.
+    pub fn binned<M: MemoryReader>(&mut self, view: &View<'_, M>, chunk: u64, size: u64) {
+        self.free.bytes += size;
+        self.sizes.add(size);
+        self.free.binned_chunks += 1;
+        self.free.binned_bytes += size;
+        self.free.largest_bytes = self.free.largest_bytes.max(size);
+        // As malloc_trim does it: the unsorted list, and bins of a page and more.
+        if size >= PAGE {
+            let (start, end) = (chunk + CHUNK_HEAD, chunk + size);
+            self.free.whole_page_bytes += whole_pages(start, end);
+            self.resident.add(view, start, end);
+        }
+    }
+
+    fn fast(&mut self, size: u64) {
+        self.free.bytes += size;
+        self.sizes.add(size);
+        self.free.fast_chunks += 1;
+        self.free.fast_bytes += size;
+    }
+
+    /// Adds the top, and is done.
+    pub fn with_top<M: MemoryReader>(
+        self,
+        view: &View<'_, M>,
+        state: &State,
+        top: u64,
+        main: bool,
+    ) -> Free {
+        let Self { mut free, sizes, resident } = self;
+        free.by_size = sizes.classes();
+        free.whole_page_resident_bytes = resident.known();
+        free.top_bytes = top;
+        free.bytes += top;
+        let mut of_top = Resident::default();
+        if top > 0 {
+            // Cutting the main arena's top leaves at least a chunk and a byte.
+            let start = state.top() + if main { MIN_CHUNK + 1 } else { CHUNK_HEAD };
+            let end = state.top() + top;
+            free.top_page_bytes = whole_pages(start, end);
+            of_top.add(view, start, end);
+        }
+        free.top_page_resident_bytes = of_top.known();
+        free
+    }
+}
+
 /// Reads the whole of what is free in an arena. `mangled` says how fast bins are linked, where it
 /// is known.
 pub fn read<M: MemoryReader>(
@@ -54,28 +111,13 @@ pub fn read<M: MemoryReader>(
     main: bool,
     mangled: Option<bool>,
 ) -> Result<Free, Refusal> {
-    let mut walk = Walk { view, state, free: Free::default(), sizes: Sizes::default() };
     let top = state.top_size(view)?;
-    walk.free.top_bytes = top;
-    walk.free.bytes = top;
-    let mut resident = Resident::default();
+    let mut walk = Walk { view, state, tally: Tally::default(), room: state.system() - top };
     for bin in 1..=BINS {
-        walk.bin(bin, &mut resident)?;
+        walk.bin(bin)?;
     }
     walk.fast_bins(mangled)?;
-    let Walk { mut free, sizes, .. } = walk;
-    free.by_size = sizes.classes();
-    free.whole_page_resident_bytes = resident.known();
-    let mut of_top = Resident::default();
-    if top > 0 {
-        // Cutting the top leaves at least a chunk and a byte; other arenas keep it whole.
-        let start = state.top() + if main { MIN_CHUNK + 1 } else { CHUNK_HEAD };
-        let end = state.top() + top;
-        free.top_page_bytes = whole_pages(start, end);
-        of_top.add(view, start, end);
-    }
-    free.top_page_resident_bytes = of_top.known();
-    Ok(free)
+    Ok(walk.tally.with_top(view, state, top, main))
 }
 
 fn whole_pages(start: u64, end: u64) -> u64 {
@@ -92,8 +134,8 @@ struct Resident {
 impl Resident {
     fn add<M: MemoryReader>(&mut self, view: &View<'_, M>, start: u64, end: u64) {
         if whole_pages(start, end) > 0 && !self.unknown {
-            match view.memory.resident_bytes(start, end) {
-                Some(bytes) => self.bytes += bytes,
+            match view.memory.resident(start, end) {
+                Some(ranges) => self.bytes += ranges.iter().map(|r| r.end - r.start).sum::<u64>(),
                 None => self.unknown = true,
             }
         }
@@ -111,12 +153,13 @@ impl Resident {
 struct Walk<'w, 'a, M> {
     view: &'w View<'a, M>,
     state: &'w State,
-    free: Free,
-    sizes: Sizes,
+    tally: Tally,
+    /// Bytes that the chunks to come can have at most.
+    room: u64,
 }
 
 impl<M: MemoryReader> Walk<'_, '_, M> {
-    fn bin(&mut self, bin: usize, resident: &mut Resident) -> Result<(), Refusal> {
+    fn bin(&mut self, bin: usize) -> Result<(), Refusal> {
         let header = self.state.bin_header(bin);
         let (mut chunk, last) = self.state.bin(bin);
         let mut previous = header;
@@ -134,20 +177,12 @@ impl<M: MemoryReader> Walk<'_, '_, M> {
             if bin > 1 && !belongs(bin, size) {
                 return Err(broken("a free chunk lies in a bin of another size"));
             }
-            self.add(size, chunk)?;
-            let end = chunk + size;
-            let [repeated, next_field] = self.view.words(end)?;
+            self.take(size, chunk)?;
+            let [repeated, next_field] = self.view.words(chunk + size)?;
             if repeated != size || next_field & PREV_IN_USE != 0 {
                 return Err(broken("a free chunk's end says another size than its start"));
             }
-            self.free.binned_chunks += 1;
-            self.free.binned_bytes += size;
-            self.free.largest_bytes = self.free.largest_bytes.max(size);
-            // As malloc_trim does it: the unsorted list, and bins of a page and more.
-            if size >= PAGE {
-                self.free.whole_page_bytes += whole_pages(chunk + CHUNK_HEAD, end);
-                resident.add(self.view, chunk + CHUNK_HEAD, end);
-            }
+            self.tally.binned(self.view, chunk, size);
             (previous, chunk) = (chunk, forward);
         }
         if previous != last && !(previous == header && last == header) {
@@ -169,9 +204,8 @@ impl<M: MemoryReader> Walk<'_, '_, M> {
                     let what = "a chunk in a fast bin has another size";
                     return Err(Refusal::Broken { what, address: chunk });
                 }
-                self.add(size, chunk)?;
-                self.free.fast_chunks += 1;
-                self.free.fast_bytes += size;
+                self.take(size, chunk)?;
+                self.tally.fast(size);
                 chunk = follow(link, chunk + 16, &mut mangled);
             }
         }
@@ -186,18 +220,17 @@ impl<M: MemoryReader> Walk<'_, '_, M> {
         }
     }
 
-    /// Counts a free chunk, which must lie in one mapping with the head of the next.
-    fn add(&mut self, size: u64, chunk: u64) -> Result<(), Refusal> {
-        let room = self.state.system().saturating_sub(self.free.bytes);
-        if size > room {
+    /// A free chunk must lie in one mapping with the head of the next, and find room in the arena:
+    /// a list that goes in a circle ends here.
+    fn take(&mut self, size: u64, chunk: u64) -> Result<(), Refusal> {
+        let Some(room) = self.room.checked_sub(size) else {
             let what = "the free chunks of an arena are larger than the arena";
             return Err(Refusal::Broken { what, address: self.state.address });
-        }
+        };
         if !size.is_multiple_of(16) || !self.view.regions.hold(chunk, size.saturating_add(16)) {
             return Err(Refusal::Outside { address: chunk });
         }
-        self.free.bytes += size;
-        self.sizes.add(size);
+        self.room = room;
         Ok(())
     }
 }

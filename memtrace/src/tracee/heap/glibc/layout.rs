@@ -168,6 +168,15 @@ pub struct CacheLayout {
     pub chunk: u64,
 }
 
+impl CacheLayout {
+    /// A thread gets its cache when it first frees, not when it first allocates.
+    ///
+    /// <https://github.com/bminor/glibc/blob/d2097651cc57834dbfcaa102ddfacae0d86cfb66/malloc/malloc.c#L3284>
+    pub fn is_lazy(&self) -> bool {
+        self.since >= (2, 42)
+    }
+}
+
 /// Bins of one size each; those behind hold sizes up to a power of two.
 pub const SMALL_CACHE_BINS: usize = 64;
 

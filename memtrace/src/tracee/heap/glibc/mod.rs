@@ -16,17 +16,21 @@ mod view;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::census::{Arena, Chunks, Depth, Free, HeapCensus, Reading, ThreadCaches, Totals};
+use super::census::{
+    Arena, Chunks, Depth, Free, HeapCensus, Reading, ThreadCaches, ToldBy, Totals,
+};
 use super::memory::{MemoryReader, ReadError};
 use super::regions::Regions;
 use crate::snapshot::Known;
 use state::{Heaps, State};
-use view::{Budget, View};
+use view::{Ahead, Budget, View};
 
 /// Readings of an arena before it is said to move.
 const ATTEMPTS: u32 = 8;
 /// The pause after the first reading that failed; doubled each time.
 const PAUSE: Duration = Duration::from_micros(50);
+/// An arena whose lists are read faster with all of it than chunk by chunk.
+const SMALL_ARENA: u64 = 16 << 20;
 
 /// What is known of the C library in a process, as far as its heap is concerned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +62,8 @@ pub enum Refusal {
     TooLong,
     #[error("the data of the C library is not mapped")]
     NoData,
+    #[error("glibc's malloc was never used in it")]
+    Unused,
     #[error(
         "glibc's main arena was not found: its malloc was never used, or its layout is not known"
     )]
@@ -86,7 +92,7 @@ impl Refusal {
 /// The budget of a depth.
 fn budget(depth: Depth) -> Budget {
     let (steps, time) = match depth {
-        Depth::Books => (1 << 21, Duration::from_secs(1)),
+        Depth::Books => (1 << 21, Duration::from_secs(3)),
         Depth::Chunks => (1 << 28, Duration::from_secs(20)),
     };
     Budget { steps, until: Instant::now() + time }
@@ -131,10 +137,15 @@ pub(super) fn census<M: MemoryReader>(
 
     view.forget();
     let main = State::read(&view, main.address, main.layout)?;
-    let base = main.top_size(&view).ok().and_then(|top| main_base(&main, top));
+    let base = match main.top_size(&view) {
+        Ok(_) if main.is_unused() => Some(0),
+        Ok(top) => main_base(&main, top),
+        Err(_) => None,
+    };
     let parameters = parameters::read(&view, libc, &main, base);
     let capacity = parameters.as_ref().ok().and_then(|found| found.cache_count);
     if depth == Depth::Books {
+        let base = base.filter(|base| *base > 0);
         cache_places = first_chunks(&view, &main, base, &arenas);
     }
     let thread_caches = thread_caches(&view, libc, &arenas, &cache_places, capacity, depth);
@@ -181,6 +192,7 @@ struct Once {
     heaps: u64,
     free: Free,
     chunks: Result<Chunks, Refusal>,
+    told_by: ToldBy,
     /// The state was the same before and after.
     still: bool,
 }
@@ -255,10 +267,12 @@ impl<M: MemoryReader> Reader<'_, '_, M> {
         }
         let drift = spread
             .map_or(0, |(free, system)| (free.end - free.start).max(system.end - system.start));
+        let by_tags = || self.by_tags(found, main);
         match last {
             Some(once) if agreed => arena_of(once, main, None),
             // One reading alone says nothing about how far it can be off.
             Some(once) if readings > 1 => arena_of(once, main, Some(drift)),
+            _ if let Some((once, drift)) = by_tags() => arena_of(once, main, Some(drift)),
             _ => {
                 let reason = refused.map_or_else(
                     || "it was read only once".to_owned(),
@@ -269,10 +283,40 @@ impl<M: MemoryReader> Reader<'_, '_, M> {
         }
     }
 
+    /// Readings of an arena whose lists never held still, by its boundary tags, and how far they
+    /// lay apart.
+    fn by_tags(&self, found: &State, main: bool) -> Option<(Once, u64)> {
+        let once = || {
+            self.view.forget();
+            let state = State::read(self.view, found.address, found.layout)?;
+            let heaps = if main { None } else { Some(Heaps::of(self.view, &state)?) };
+            let (free, chunks) = chunks::read_free(self.view, &state, heaps.as_ref(), main)?;
+            let heaps = heaps.map_or(1, |heaps| heaps.heaps.len() as u64);
+            Ok::<_, Refusal>(Once {
+                state,
+                heaps,
+                free,
+                chunks: Ok(chunks),
+                told_by: ToldBy::Tags,
+                still: false,
+            })
+        };
+        let readings: Vec<Once> = (0..ATTEMPTS).filter_map(|_| once().ok()).take(3).collect();
+        let in_use = |once: &Once| once.state.system().saturating_sub(once.free.bytes);
+        let least = readings.iter().map(in_use).min()?;
+        let most = readings.iter().map(in_use).max()?;
+        let enough = readings.len() > 1;
+        readings.into_iter().last().filter(|_| enough).map(|last| (last, most - least))
+    }
+
     fn once(&mut self, found: &State, main: bool) -> Result<Once, Refusal> {
         let state = State::read(self.view, found.address, found.layout)?;
         let heaps = if main { None } else { Some(Heaps::of(self.view, &state)?) };
-        let free = bins::read(self.view, &state, main, self.mangled)?;
+        let is_small = state.system() <= SMALL_ARENA;
+        self.view.read_ahead(if is_small { Ahead::WhenMany } else { Ahead::Never });
+        let free = bins::read(self.view, &state, main, self.mangled);
+        self.view.read_ahead(Ahead::Never);
+        let free = free?;
         let chunks = match self.depth {
             Depth::Books => Ok(Chunks::default()),
             Depth::Chunks => {
@@ -295,6 +339,7 @@ impl<M: MemoryReader> Reader<'_, '_, M> {
             state,
             free,
             chunks,
+            told_by: ToldBy::Lists,
         })
     }
 }
@@ -318,6 +363,7 @@ fn arena_of(once: Once, main: bool, drift_bytes: Option<u64>) -> Arena {
             Ok(chunks) => Known::Value(chunks),
             Err(refusal) => Known::unknown(refusal.to_string()),
         },
+        told_by: once.told_by,
         moving: drift_bytes.is_some(),
         drift_bytes: drift_bytes.unwrap_or(0),
     }
@@ -334,6 +380,7 @@ fn unread_arena(state: &State, main: bool, reason: &str) -> Arena {
         free: Known::unknown(reason),
         in_use_bytes: Known::unknown(reason),
         chunks: Known::unknown(reason),
+        told_by: ToldBy::Lists,
         moving: true,
         drift_bytes: 0,
     }
@@ -436,9 +483,12 @@ fn thread_caches<M: MemoryReader>(
     }
     let threads: u64 =
         arenas.iter().filter_map(|arena| arena.attached_threads.value()).copied().sum();
+    let walked = arenas.iter().all(|arena| arena.chunks.value().is_some() && !arena.moving);
     match depth {
+        // Since 2.42 a thread has none before its first free.
         _ if sum.caches == threads => Known::Value(sum),
-        Depth::Chunks if sum.caches < threads => Known::unknown(format!(
+        Depth::Chunks if walked && sum.caches < threads && layout.is_lazy() => Known::Value(sum),
+        Depth::Chunks if sum.caches <= threads => Known::unknown(format!(
             "of {threads} threads that allocate, the caches of {} were found; they hold {} bytes",
             sum.caches, sum.bytes
         )),

@@ -2,6 +2,7 @@
 //!
 //! Without its symbol it is found by one word: the address where the main arena's `brk` memory
 //! starts, which is known from the arena itself, at its place among figures that hang together.
+//! Where that memory was never used, the word is 0, and only glibc's defaults tell the place.
 
 use super::layout::{PARAMETERS, ParametersLayout, order};
 use super::locate::Data;
@@ -48,7 +49,10 @@ pub fn read<M: MemoryReader>(
         for (at, word) in data.words().filter(|(_, word)| *word == base) {
             let start = at.wrapping_sub(layout.sbrk_base as u64);
             let Some(bytes) = data.at(start, layout.size) else { continue };
-            if let Some(parameters) = parse(bytes, layout, Some(word)) {
+            let unmarked = base == 0;
+            if let Some(parameters) = parse(bytes, layout, Some(word))
+                && (!unmarked || has_defaults(&parameters))
+            {
                 if found.is_some() {
                     let why = "more than one place in the C library's data looks like it";
                     return Err(Refusal::NoParameters { why });
@@ -69,6 +73,16 @@ fn why_no_base(main: &State) -> &'static str {
     } else {
         "the main arena, by whose memory it is found, is not in one piece"
     }
+}
+
+/// What is mostly not changed, and what nothing else looks like.
+fn has_defaults(parameters: &Parameters) -> bool {
+    let settings = &parameters.settings;
+    settings.mapped_chunks_max == 65536
+        && settings.top_pad_bytes == 128 << 10
+        && settings.mmap_threshold_bytes >= 128 << 10
+        && settings.mmap_threshold_bytes.is_multiple_of(PAGE)
+        && settings.trim_threshold_bytes >= 128 << 10
 }
 
 /// The figures, if they hang together.

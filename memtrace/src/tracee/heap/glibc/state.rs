@@ -62,6 +62,10 @@ impl State {
 
     pub fn check(self) -> Result<Self, Refusal> {
         let broken = |what| Refusal::Broken { what, address: self.address };
+        // glibc fills the bins in when malloc is called first.
+        if self.top() == 0 && self.system() == 0 && self.bin(1) == (0, 0) {
+            return Err(Refusal::Unused);
+        }
         if self.half(0) > 2 {
             return Err(broken("the lock of an arena is in no state that a lock has"));
         }

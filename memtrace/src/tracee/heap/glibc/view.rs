@@ -10,8 +10,10 @@ use crate::tracee::heap::memory::{MemoryReader, PAGE};
 use crate::tracee::heap::regions::Regions;
 
 const PAGE_BYTES: usize = PAGE as usize;
-/// Most pages kept: 16 MiB.
-const MAX_PAGES: usize = 4096;
+/// Most pages kept: 32 MiB.
+const MAX_PAGES: usize = 8192;
+/// Pages read at a time where all of a stretch is wanted: 256 KiB.
+const AHEAD: u64 = 64;
 /// How often the clock is looked at, in steps.
 const STEPS_PER_LOOK: u64 = 256;
 
@@ -31,7 +33,21 @@ pub struct View<'a, M> {
     steps: Cell<u64>,
     reads: Cell<u64>,
     read_bytes: Cell<u64>,
+    ahead: Cell<Ahead>,
+    loads: Cell<u64>,
 }
+
+/// Whether the resident pages around a wanted one are read with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ahead {
+    Never,
+    Always,
+    /// Once so many pages were wanted that the rest is likely to be, too.
+    WhenMany,
+}
+
+/// Pages wanted of a small arena before all of it is read.
+const MANY: u64 = 128;
 
 #[derive(Default)]
 struct Pages {
@@ -50,6 +66,8 @@ impl<'a, M: MemoryReader> View<'a, M> {
             steps: Cell::new(0),
             reads: Cell::new(0),
             read_bytes: Cell::new(0),
+            ahead: Cell::new(Ahead::Never),
+            loads: Cell::new(0),
         }
     }
 
@@ -59,6 +77,11 @@ impl<'a, M: MemoryReader> View<'a, M> {
         pages.bytes.clear();
         pages.index.clear();
         pages.last = None;
+    }
+
+    pub fn read_ahead(&self, ahead: Ahead) {
+        self.ahead.set(ahead);
+        self.loads.set(0);
     }
 
     /// Counts one chunk looked at.
@@ -134,11 +157,39 @@ impl<'a, M: MemoryReader> View<'a, M> {
             pages.index.clear();
             pages.last = None;
         }
-        let mut bytes = [0; PAGE_BYTES];
-        self.read(page * PAGE, &mut bytes)?;
-        let index = pages.bytes.len();
-        pages.bytes.push(bytes);
-        pages.index.insert(page, index);
-        Ok(index)
+        self.loads.set(self.loads.get() + 1);
+        let (mut first, length) = self.stretch(page);
+        let mut bytes = vec![0; length];
+        if self.read(first * PAGE, &mut bytes).is_err() {
+            // What was resident may have gone; the wanted page may be there still.
+            first = page;
+            bytes.truncate(PAGE_BYTES);
+            self.read(first * PAGE, &mut bytes)?;
+        }
+        for (page, bytes) in (first..).zip(bytes.as_chunks().0) {
+            pages.index.insert(page, pages.bytes.len());
+            pages.bytes.push(*bytes);
+        }
+        pages.index.get(&page).copied().ok_or(Refusal::Outside { address: page * PAGE })
+    }
+
+    /// What to read for a page: its first page and length. More than the page only where all of it
+    /// is resident; aligned, so that no page is read twice.
+    fn stretch(&self, page: u64) -> (u64, usize) {
+        let resident = || {
+            let region = self.regions.around(page * PAGE)?;
+            let aligned = page / AHEAD * AHEAD * PAGE;
+            let (start, end) = (aligned.max(region.start), region.end.min(aligned + AHEAD * PAGE));
+            let ranges = self.memory.resident(start, end)?;
+            let range = ranges.iter().find(|range| range.contains(&(page * PAGE)))?;
+            let length = usize::try_from(range.end - range.start).ok()?;
+            Some((range.start / PAGE, length))
+        };
+        let ahead = match self.ahead.get() {
+            Ahead::Never => false,
+            Ahead::Always => true,
+            Ahead::WhenMany => self.loads.get() > MANY,
+        };
+        ahead.then(resident).flatten().unwrap_or((page, PAGE_BYTES))
     }
 }
