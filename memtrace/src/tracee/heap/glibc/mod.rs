@@ -191,7 +191,8 @@ struct Once {
     state: State,
     heaps: u64,
     free: Free,
-    chunks: Result<Chunks, Refusal>,
+    /// `None`: not looked at.
+    chunks: Option<Result<Chunks, Refusal>>,
     told_by: ToldBy,
     /// The state was the same before and after.
     still: bool,
@@ -296,7 +297,7 @@ impl<M: MemoryReader> Reader<'_, '_, M> {
                 state,
                 heaps,
                 free,
-                chunks: Ok(chunks),
+                chunks: Some(Ok(chunks)),
                 told_by: ToldBy::Tags,
                 still: false,
             })
@@ -318,7 +319,7 @@ impl<M: MemoryReader> Reader<'_, '_, M> {
         self.view.read_ahead(Ahead::Never);
         let free = free?;
         let chunks = match self.depth {
-            Depth::Books => Ok(Chunks::default()),
+            Depth::Books => None,
             Depth::Chunks => {
                 let mut visit = |chunk, size| {
                     if Some(size) == self.cache_chunk {
@@ -327,8 +328,8 @@ impl<M: MemoryReader> Reader<'_, '_, M> {
                 };
                 match chunks::read(self.view, &state, heaps.as_ref(), &free, &mut visit) {
                     // The lists hold; only the walk cannot be done here.
-                    Err(refusal) if !refusal.can_pass() => Err(refusal),
-                    walked => Ok(walked?),
+                    Err(refusal) if !refusal.can_pass() => Some(Err(refusal)),
+                    walked => Some(Ok(walked?)),
                 }
             }
         };
@@ -357,11 +358,9 @@ fn arena_of(once: Once, main: bool, drift_bytes: Option<u64>) -> Arena {
         in_use_bytes: Known::Value(state.system().saturating_sub(once.free.bytes)),
         free: Known::Value(once.free),
         chunks: match once.chunks {
-            Ok(chunks) if chunks == Chunks::default() => {
-                Known::unknown("not every chunk was looked at")
-            }
-            Ok(chunks) => Known::Value(chunks),
-            Err(refusal) => Known::unknown(refusal.to_string()),
+            None => Known::unknown("not every chunk was looked at"),
+            Some(Ok(chunks)) => Known::Value(chunks),
+            Some(Err(refusal)) => Known::unknown(refusal.to_string()),
         },
         told_by: once.told_by,
         moving: drift_bytes.is_some(),
