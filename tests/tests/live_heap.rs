@@ -273,6 +273,39 @@ fn a_heap_at_rest_is_told_to_the_byte_as_glibc_tells_it() -> Result<()> {
 }
 
 #[test]
+fn tunables_that_change_the_shape_of_the_heap_are_no_obstacle() -> Result<()> {
+    for (tunables, is_one_piece) in [
+        // Heaps of 8 MiB, and a main arena that does not use the break.
+        ("glibc.malloc.hugetlb=2", false),
+        ("glibc.malloc.hugetlb=1", true),
+        ("glibc.malloc.tcache_count=0:glibc.malloc.arena_max=2", true),
+        ("glibc.malloc.mxfast=0:glibc.malloc.top_pad=1000000", true),
+    ] {
+        for scenario in ["single", "retained", "heaps"] {
+            let mut command = Command::new(program()?);
+            let mut heap = Heap::spawn(command.arg(scenario).env("GLIBC_TUNABLES", tunables))?;
+            let told = heap.told()?;
+            for depth in [Depth::Books, Depth::Chunks] {
+                let mut parts = heap.stripped()?;
+                let census = parts.read(depth).with_context(|| format!("{tunables} {scenario}"))?;
+                if tunables.contains("top_pad") {
+                    // The settings are found by the break's start, or by being the usual ones.
+                    assert_eq!(census.settings.value().map(|s| s.top_pad_bytes), Some(1_000_000));
+                }
+                assert_same(&census, &told);
+                let walked = census.arenas[0].chunks.value().is_some();
+                assert_eq!(walked, is_one_piece && depth == Depth::Chunks, "{tunables}");
+                // No release: every layout is tried.
+                parts.libc.glibc.release = None;
+                let census = parts.read(depth).context("without a release")?;
+                assert_eq!(census.totals.free_bytes, Known::Value(told.get("fordblks")));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn settings_and_retention_are_told() -> Result<()> {
     let (heap, told) = Heap::start(&["retained"])?;
     let census = heap.stripped()?.read(Depth::Chunks)?;

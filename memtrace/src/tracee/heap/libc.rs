@@ -158,7 +158,7 @@ fn parse_release(bytes: &[u8]) -> Option<(u32, u32)> {
             // A development version (2.42.9000) has what the next release has, or nearly.
             let next =
                 numbers.next().is_some_and(|patch| patch.is_ok_and(|patch: u32| patch >= 9000));
-            return Some((major, minor + u32::from(next)));
+            return Some((major, u32::saturating_add(minor, u32::from(next))));
         }
     }
 }
@@ -194,6 +194,7 @@ mod tests {
             told("see the GNU C Library manual; GNU C Library x release version 2.17"),
             Some((2, 17))
         );
+        assert_eq!(told("GNU C Library x release version 2.4294967295.9000"), Some((2, u32::MAX)));
         for nothing in [
             "",
             "GNU C Library ",

@@ -5,7 +5,7 @@
 //! cannot add up to more than the arena.
 
 use super::Refusal;
-use super::layout::BINS;
+use super::layout::{BINS, FAST_BINS};
 use super::state::{IS_MAPPED, MIN_CHUNK, PREV_IN_USE, State, chunk_size};
 use super::view::View;
 use crate::snapshot::Known;
@@ -128,25 +128,31 @@ fn whole_pages(start: u64, end: u64) -> u64 {
 #[derive(Default)]
 struct Resident {
     bytes: u64,
-    unknown: bool,
+    unknown: Option<&'static str>,
+    looked_at: u64,
 }
+
+/// Most free bytes of an arena whose pages are looked at one by one: 64 GiB.
+const MAX_LOOKED_AT: u64 = 64 << 30;
 
 impl Resident {
     fn add<M: MemoryReader>(&mut self, view: &View<'_, M>, start: u64, end: u64) {
-        if whole_pages(start, end) > 0 && !self.unknown {
-            match view.memory.resident(start, end) {
-                Some(ranges) => self.bytes += ranges.iter().map(|r| r.end - r.start).sum::<u64>(),
-                None => self.unknown = true,
-            }
+        if whole_pages(start, end) == 0 || self.unknown.is_some() {
+            return;
+        }
+        self.looked_at = self.looked_at.saturating_add(end - start);
+        if self.looked_at > MAX_LOOKED_AT {
+            self.unknown = Some("more than 64 GiB of an arena are free");
+            return;
+        }
+        match view.memory.resident(start, end) {
+            Some(ranges) => self.bytes += ranges.iter().map(|r| r.end - r.start).sum::<u64>(),
+            None => self.unknown = Some("`/proc/PID/pagemap` could not be read"),
         }
     }
 
     fn known(&self) -> Known<u64> {
-        if self.unknown {
-            Known::unknown("`/proc/PID/pagemap` could not be read")
-        } else {
-            Known::Value(self.bytes)
-        }
+        self.unknown.map_or(Known::Value(self.bytes), Known::unknown)
     }
 }
 
@@ -177,7 +183,7 @@ impl<M: MemoryReader> Walk<'_, '_, M> {
             if bin > 1 && !belongs(bin, size) {
                 return Err(broken("a free chunk lies in a bin of another size"));
             }
-            self.take(size, chunk)?;
+            self.room = self.room_after(self.room, size, chunk)?;
             let [repeated, next_field] = self.view.words(chunk + size)?;
             if repeated != size || next_field & PREV_IN_USE != 0 {
                 return Err(broken("a free chunk's end says another size than its start"));
@@ -192,10 +198,25 @@ impl<M: MemoryReader> Walk<'_, '_, M> {
         Ok(())
     }
 
+    /// Where the release does not tell how they are linked, the links do: read the wrong way they
+    /// lead out of the heap, or to chunks of other sizes.
     fn fast_bins(&mut self, mangled: Option<bool>) -> Result<(), Refusal> {
-        let mut mangled = mangled;
-        for (bin, first) in self.state.fast_bins().into_iter().enumerate() {
-            let size = (bin as u64 + 2) * 16;
+        let counts = match mangled {
+            Some(mangled) => self.fast_counts(mangled)?,
+            None => self.fast_counts(true).or_else(|_| self.fast_counts(false))?,
+        };
+        for (bin, count) in counts.into_iter().enumerate() {
+            (0..count).for_each(|_| self.tally.fast(fast_size(bin)));
+        }
+        Ok(())
+    }
+
+    fn fast_counts(&self, mangled: bool) -> Result<[u64; FAST_BINS], Refusal> {
+        let mut counts = [0; FAST_BINS];
+        let mut room = self.room;
+        let bins = self.state.fast_bins().into_iter().enumerate();
+        for ((bin, first), count) in bins.zip(&mut counts) {
+            let size = fast_size(bin);
             let mut chunk = first;
             while chunk != 0 {
                 self.view.step()?;
@@ -204,12 +225,12 @@ impl<M: MemoryReader> Walk<'_, '_, M> {
                     let what = "a chunk in a fast bin has another size";
                     return Err(Refusal::Broken { what, address: chunk });
                 }
-                self.take(size, chunk)?;
-                self.tally.fast(size);
-                chunk = follow(link, chunk + 16, &mut mangled);
+                room = self.room_after(room, size, chunk)?;
+                *count += 1;
+                chunk = follow(link, chunk + 16, mangled);
             }
         }
-        Ok(())
+        Ok(counts)
     }
 
     fn chunk_words<const N: usize>(&self, chunk: u64) -> Result<[u64; N], Refusal> {
@@ -222,43 +243,24 @@ impl<M: MemoryReader> Walk<'_, '_, M> {
 
     /// A free chunk must lie in one mapping with the head of the next, and find room in the arena:
     /// a list that goes in a circle ends here.
-    fn take(&mut self, size: u64, chunk: u64) -> Result<(), Refusal> {
-        let Some(room) = self.room.checked_sub(size) else {
-            let what = "the free chunks of an arena are larger than the arena";
-            return Err(Refusal::Broken { what, address: self.state.address });
-        };
+    fn room_after(&self, room: u64, size: u64, chunk: u64) -> Result<u64, Refusal> {
         if !size.is_multiple_of(16) || !self.view.regions.hold(chunk, size.saturating_add(16)) {
             return Err(Refusal::Outside { address: chunk });
         }
-        self.room = room;
-        Ok(())
+        let what = "the free chunks of an arena are larger than the arena";
+        room.checked_sub(size).ok_or(Refusal::Broken { what, address: self.state.address })
     }
 }
 
+/// The size of the chunks in a fast bin.
+fn fast_size(bin: usize) -> u64 {
+    (bin as u64 + 2) * 16
+}
+
 /// The next of a singly linked list. Since 2.32 the link is xored with its own address ("safe
-/// linking"): <https://github.com/bminor/glibc/blob/3de512be7ea6053255afed6154db9ee31d4e557a/malloc/malloc.c#L328>.
-/// Where the release is not known, the first link that is not the end of its list tells.
-pub fn follow(link: u64, at: u64, mangled: &mut Option<bool>) -> u64 {
-    let revealed = link ^ (at >> 12);
-    match mangled {
-        Some(true) => revealed,
-        Some(false) => link,
-        // A plain link is a multiple of 16 or 0; a mangled end of a list is its address >> 12.
-        None if link == 0 => {
-            *mangled = Some(false);
-            0
-        }
-        None if revealed == 0 => {
-            *mangled = Some(true);
-            0
-        }
-        None => {
-            // Both lie in the same heap: a mangled link differs from a plain one by far more.
-            let near = |pointer: u64| pointer.is_multiple_of(16) && pointer.abs_diff(at) < 1 << 36;
-            *mangled = Some(near(revealed) && !near(link));
-            if *mangled == Some(true) { revealed } else { link }
-        }
-    }
+/// linking"): <https://github.com/bminor/glibc/blob/3de512be7ea6053255afed6154db9ee31d4e557a/malloc/malloc.c#L339>.
+pub fn follow(link: u64, at: u64, mangled: bool) -> u64 {
+    if mangled { link ^ (at >> 12) } else { link }
 }
 
 /// Whether a bin of glibc's holds chunks of this size.

@@ -98,7 +98,7 @@ fn list<M: MemoryReader>(
         }
         found.chunks += 1;
         found.bytes += size;
-        block = follow(link, block, &mut Some(mangled));
+        block = follow(link, block, mangled);
     }
     Some(length)
 }

@@ -142,7 +142,7 @@ pub(super) fn census<M: MemoryReader>(
         Ok(top) => main_base(&main, top),
         Err(_) => None,
     };
-    let parameters = parameters::read(&view, libc, &main, base);
+    let parameters = parameters::read(&view, libc, base);
     let capacity = parameters.as_ref().ok().and_then(|found| found.cache_count);
     if depth == Depth::Books {
         let base = base.filter(|base| *base > 0);
@@ -237,7 +237,7 @@ impl<M: MemoryReader> Reader<'_, '_, M> {
             self.attempts += 1;
             self.cache_places.truncate(places);
             self.view.forget();
-            match self.once(found, main) {
+            match self.view.check_time().and_then(|()| self.once(found, main)) {
                 Ok(once) => {
                     readings += 1;
                     let (free, system) = (once.free.bytes, once.state.system());
@@ -288,6 +288,7 @@ impl<M: MemoryReader> Reader<'_, '_, M> {
     /// lay apart.
     fn by_tags(&self, found: &State, main: bool) -> Option<(Once, u64)> {
         let once = || {
+            self.view.check_time()?;
             self.view.forget();
             let state = State::read(self.view, found.address, found.layout)?;
             let heaps = if main { None } else { Some(Heaps::of(self.view, &state)?) };
@@ -502,3 +503,6 @@ fn thread_caches<M: MemoryReader>(
         )),
     }
 }
+
+#[cfg(test)]
+mod tests;

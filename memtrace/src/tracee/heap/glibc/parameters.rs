@@ -2,11 +2,10 @@
 //!
 //! Without its symbol it is found by one word: the address where the main arena's `brk` memory
 //! starts, which is known from the arena itself, at its place among figures that hang together.
-//! Where that memory was never used, the word is 0, and only glibc's defaults tell the place.
+//! Where that memory was never used, or is not in one piece, glibc's defaults must tell the place.
 
 use super::layout::{PARAMETERS, ParametersLayout, order};
 use super::locate::Data;
-use super::state::State;
 use super::view::View;
 use super::{Libc, Refusal};
 use crate::tracee::heap::census::{MappedChunks, Settings};
@@ -14,8 +13,9 @@ use crate::tracee::heap::memory::{MemoryReader, PAGE};
 
 /// Larger than any size that can be allocated.
 const MAX_BYTES: u64 = 1 << 47;
-/// More than any machine's processors times eight.
-const MAX_ARENA_COUNT: u64 = 1 << 24;
+/// More than any machine's processors times eight, and less than the usual thresholds, which stand
+/// in these places if a layout is one word off.
+const MAX_ARENA_COUNT: u64 = 1 << 16;
 
 pub struct Parameters {
     pub settings: Settings,
@@ -24,11 +24,11 @@ pub struct Parameters {
     pub cache_count: Option<u64>,
 }
 
-/// Finds and reads it. `base` is the start of the main arena's memory, where that is one piece.
+/// Finds and reads it. `base` is the start of the main arena's memory: 0 where it has none, `None`
+/// where that is not in one piece.
 pub fn read<M: MemoryReader>(
     view: &View<'_, M>,
     libc: &Libc,
-    main: &State,
     base: Option<u64>,
 ) -> Result<Parameters, Refusal> {
     let layouts = order(&PARAMETERS, |row| row.since, libc.release);
@@ -42,37 +42,33 @@ pub fn read<M: MemoryReader>(
             }
         }
     }
-    let Some(base) = base else { return Err(Refusal::NoParameters { why: why_no_base(main) }) };
     let data = Data::read(view, &libc.data)?;
     for layout in layouts {
         let mut found = None;
-        for (at, word) in data.words().filter(|(_, word)| *word == base) {
+        for (at, word) in data.words() {
+            // Not in one piece: any address in a mapping, beside what is mostly not changed.
+            let is_marked = base.is_some_and(|base| base > 0);
+            let is_candidate = match base {
+                Some(base) => word == base,
+                None => word.is_multiple_of(16) && view.regions.hold(word, 16),
+            };
             let start = at.wrapping_sub(layout.sbrk_base as u64);
-            let Some(bytes) = data.at(start, layout.size) else { continue };
-            let unmarked = base == 0;
-            if let Some(parameters) = parse(bytes, layout, Some(word))
-                && (!unmarked || has_defaults(&parameters))
-            {
-                if found.is_some() {
-                    let why = "more than one place in the C library's data looks like it";
-                    return Err(Refusal::NoParameters { why });
-                }
-                found = Some(parameters);
+            let bytes = if is_candidate { data.at(start, layout.size) } else { None };
+            let parameters = bytes.and_then(|bytes| parse(bytes, layout, Some(word)));
+            let Some(parameters) = parameters.filter(|p| is_marked || has_defaults(p)) else {
+                continue;
+            };
+            if found.is_some() {
+                let why = "more than one place in the C library's data looks like it";
+                return Err(Refusal::NoParameters { why });
             }
+            found = Some(parameters);
         }
         if let Some(parameters) = found {
             return Ok(parameters);
         }
     }
     Err(Refusal::NoParameters { why: "no place in the C library's data looks like it" })
-}
-
-fn why_no_base(main: &State) -> &'static str {
-    if main.is_unused() {
-        "nothing was ever allocated from the main arena, by whose memory it is found"
-    } else {
-        "the main arena, by whose memory it is found, is not in one piece"
-    }
 }
 
 /// What is mostly not changed, and what nothing else looks like.
