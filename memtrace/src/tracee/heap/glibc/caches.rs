@@ -4,11 +4,13 @@
 //! A cache is itself a chunk of a known size. It is believed only if every list in it leads
 //! through chunks of its bin's size to its end, and its counts agree.
 
+use super::Libc;
 use super::bins::follow;
 use super::layout::{CACHES, CacheLayout, SMALL_CACHE_BINS};
-use super::state::{IS_MAPPED, chunk_size};
+use super::state::{IS_MAPPED, State, chunk_size};
 use super::view::View;
-use crate::tracee::heap::census::ThreadCaches;
+use crate::snapshot::Known;
+use crate::tracee::heap::census::{Arena, Depth, ThreadCaches};
 use crate::tracee::heap::memory::MemoryReader;
 
 /// Counts are of 16 bits.
@@ -101,4 +103,68 @@ fn list<M: MemoryReader>(
         block = follow(link, block, mangled);
     }
     Some(length)
+}
+
+/// The first chunk of each arena: mostly the cache of the thread that it was made for.
+pub fn first_chunks<M: MemoryReader>(
+    view: &View<'_, M>,
+    main: &State,
+    base: Option<u64>,
+    arenas: &[Arena],
+) -> Vec<u64> {
+    let mut places: Vec<u64> = base.map(|base| base.next_multiple_of(16)).into_iter().collect();
+    for arena in arenas.iter().filter(|arena| !arena.main) {
+        if view.step().is_err() {
+            break;
+        }
+        places.push((arena.address + main.layout.size as u64).next_multiple_of(16));
+    }
+    places
+}
+
+/// Reads the caches at these places. Complete only if there is one for each thread.
+pub fn all<M: MemoryReader>(
+    view: &View<'_, M>,
+    libc: &Libc,
+    arenas: &[Arena],
+    places: &[u64],
+    capacity: Option<u64>,
+    depth: Depth,
+) -> Known<ThreadCaches> {
+    let Some(layout) = layout(libc.release) else {
+        return match libc.release {
+            Some(_) => Known::Value(ThreadCaches::default()),
+            None => Known::unknown("the C library does not say its version"),
+        };
+    };
+    let mangled = libc.release.is_some_and(|release| release >= (2, 32));
+    let mut sum = ThreadCaches::default();
+    for place in places {
+        if let Some(found) = read(view, layout, *place, mangled, capacity) {
+            sum.caches += found.caches;
+            sum.chunks += found.chunks;
+            sum.bytes += found.bytes;
+        }
+    }
+    let threads: u64 =
+        arenas.iter().filter_map(|arena| arena.attached_threads.value()).copied().sum();
+    let walked = arenas.iter().all(|arena| arena.chunks.value().is_some() && !arena.moving);
+    match depth {
+        // Since 2.42 a thread has none before its first free.
+        _ if sum.caches == threads => Known::Value(sum),
+        Depth::Chunks if walked && sum.caches < threads && layout.is_lazy() => Known::Value(sum),
+        Depth::Chunks if sum.caches <= threads => Known::unknown(format!(
+            "of {threads} threads that allocate, the caches of {} were found; they hold {} bytes",
+            sum.caches, sum.bytes
+        )),
+        Depth::Chunks => Known::unknown(format!(
+            "{} chunks look like thread caches, but {threads} threads allocate",
+            sum.caches
+        )),
+        Depth::Books => Known::unknown(format!(
+            "of {threads} threads that allocate, the caches of {} are where they mostly are and \
+             hold {} bytes; looking at every chunk finds the others",
+            sum.caches, sum.bytes
+        )),
+    }
 }

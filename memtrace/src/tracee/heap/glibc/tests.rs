@@ -21,8 +21,8 @@ const ARENA_SIZE: u64 = 0x22000;
 struct Image {
     pieces: RefCell<Vec<(u64, Vec<u8>)>>,
     reads: Cell<u64>,
-    /// Called with the number of the read before it.
-    on_read: Box<dyn Fn(&Image, u64)>,
+    /// Called before each read.
+    on_read: fn(&Image),
     swapped: Option<u64>,
 }
 
@@ -72,7 +72,7 @@ impl MemoryReader for Image {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
         let reads = self.reads.get();
         self.reads.set(reads + 1);
-        (self.on_read)(self, reads);
+        (self.on_read)(self);
         if self.swapped.is_some_and(|page| page == address / 4096) {
             return Err(ReadError::SwappedOut { address });
         }
@@ -127,7 +127,7 @@ fn heap(release: (u32, u32), layout: &StateLayout, par: &ParametersLayout, head:
             piece(HEAP, ARENA_SIZE),
         ]),
         reads: Cell::new(0),
-        on_read: Box::new(|_, _| {}),
+        on_read: |_| {},
         swapped: None,
     };
     let arena = HEAP + head;
@@ -210,7 +210,8 @@ fn state(
 }
 
 fn libc(release: Option<(u32, u32)>) -> Libc {
-    Libc { release, data: vec![DATA..DATA + DATA_SIZE as u64], ..Libc::default() }
+    let data = std::iter::once(DATA..DATA + DATA_SIZE as u64).collect();
+    Libc { release, data, ..Libc::default() }
 }
 
 /// The one that most tests damage.
@@ -390,7 +391,7 @@ fn a_page_that_is_swapped_out_is_a_reason() {
 fn a_heap_that_grows_while_it_is_read_says_how_far() {
     let mut image = usual();
     // At each look at the arena, sixteen bytes more of the top are in use.
-    image.on_read = Box::new(|image, _| {
+    image.on_read = |image| {
         let top_at = MAIN + STATES[1].bins as u64 - 16;
         let (top, last) = (image.word(top_at), chunk(CHUNKS.len() - 1));
         let size = image.word(top + 8) & !7;
@@ -399,7 +400,7 @@ fn a_heap_that_grows_while_it_is_read_says_how_far() {
             image.set(top + 24, (size - 16) | 1);
             image.set(top_at, top + 16);
         }
-    });
+    };
     let found = read(&image, Depth::Books).unwrap();
     let main = &found.arenas[0];
     assert!(main.moving && main.drift_bytes > 0 && found.reading.moving_arenas == 1, "{main:?}");
