@@ -18,8 +18,6 @@ use memtrace::tracee::heap::{
 use memtrace::tracee::mappings::{Mappings, read_maps};
 use memtrace::tracee::process::Process;
 use memtrace_tests::{serial, target_dir, workspace};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
 
 /// What glibc told.
 #[derive(Debug, Default)]
@@ -407,9 +405,12 @@ fn a_hundred_arenas_are_read_in_less_than_50_ms() -> Result<()> {
 
 /// Processor time of this thread.
 fn cpu_time() -> Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
-    let used = usage.user_time() + usage.system_time();
-    Ok(Duration::from_micros(used.num_microseconds().try_into()?))
+    // getrusage counts in ticks.
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one timespec, which outlives it.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) };
+    ensure!(result == 0, "no clock of this thread's processor time");
+    Ok(Duration::new(now.tv_sec.try_into()?, now.tv_nsec.try_into()?))
 }
 
 #[test]
