@@ -7,6 +7,7 @@ pub mod allocators;
 pub mod capabilities;
 pub mod container;
 pub mod elf;
+pub mod heap;
 pub mod mappings;
 mod overlay;
 pub mod ports;

@@ -174,6 +174,29 @@ pub fn read_build_id(file: &File) -> Result<Option<String>, ElfError> {
     Ok(Object::parse(contents.bounded())?.build_id())
 }
 
+/// The segments of a file, and the addresses of these symbols of it, functions or data.
+pub fn addresses(
+    file: &File,
+    names: &[&str],
+    debug_files: &DebugFiles<'_>,
+) -> Result<(Vec<Load>, BTreeMap<String, u64>), ElfError> {
+    let contents = Contents::of(file)?;
+    let object = Object::parse(contents.bounded())?;
+    let facts = object.basic_facts()?;
+    let wanted = |name: &str| names.contains(&name);
+    let mut found = Found::default();
+    object.collect_symbols(elf::SHT_DYNSYM, SymbolSource::Dynsym, &wanted, &mut found);
+    if !object.collect_symbols(elf::SHT_SYMTAB, SymbolSource::Symtab, &wanted, &mut found)
+        && let Some(debug) =
+            debug_files.find(facts.build_id.as_deref(), object.debug_link().as_ref())
+        && let Ok(separate) = Object::parse(Contents::of(&debug.file)?.bounded())
+    {
+        let source = SymbolSource::DebugFile;
+        separate.collect_symbols(elf::SHT_SYMTAB, source, &wanted, &mut found);
+    }
+    Ok((facts.loads, found.defined))
+}
+
 /// Symbols on their way to becoming [`FunctionSymbol`]s.
 #[derive(Default)]
 struct Found {
