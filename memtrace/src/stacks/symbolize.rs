@@ -366,10 +366,39 @@ fn qualifies(symbol: &str, name: &str) -> bool {
     if name.contains("::") || name.contains('(') {
         return false;
     }
-    let before = symbol.find(['(', '<']).filter(|at| *at > 0).unwrap_or(symbol.len());
-    [symbol, &symbol[..before]]
-        .iter()
-        .any(|path| path.strip_suffix(name).is_some_and(|path| path.ends_with("::")))
+    let is_path = |path: &str| path.strip_suffix(name).is_some_and(|path| path.ends_with("::"));
+    let path = without_parameters(symbol);
+    is_path(path) || without_template_arguments(path).is_some_and(is_path)
+}
+
+/// `(anonymous namespace)::List<int>::push(int)` → `(anonymous namespace)::List<int>::push`
+fn without_parameters(symbol: &str) -> &str {
+    const ANONYMOUS: &str = "(anonymous namespace)";
+    let mut depth = 0usize;
+    for (at, byte) in symbol.bytes().enumerate() {
+        match byte {
+            b'<' => depth += 1,
+            b'>' => depth = depth.saturating_sub(1),
+            b'(' if depth == 0 && !symbol[at..].starts_with(ANONYMOUS) => return &symbol[..at],
+            _ => {}
+        }
+    }
+    symbol
+}
+
+/// `ns::max<int, List<int> >` → `ns::max`; `None` where it does not end in such arguments.
+fn without_template_arguments(path: &str) -> Option<&str> {
+    let mut depth = 0usize;
+    for (at, byte) in path.bytes().enumerate().rev() {
+        match byte {
+            b'>' => depth += 1,
+            b'<' if depth == 1 => return Some(&path[..at]),
+            b'<' => depth -= 1,
+            _ if depth == 0 => return None,
+            _ => {}
+        }
+    }
+    None
 }
 
 /// The files are our own copies: they do not change, and link to nothing.

@@ -1,0 +1,14 @@
+//! Complete stacks without frame pointers: every frame, in order, equal to an expected list.
+//!
+//! Needs root, the three releases of Go and the C library's debug symbols (`cargo xtask setup`):
+//! fails without, never skips.
+
+#[path = "live_stacks/build.rs"]
+mod build;
+#[path = "live_stacks/expected.rs"]
+mod expected;
+#[path = "live_stacks/run.rs"]
+mod run;
+
+#[path = "live_stacks/go.rs"]
+mod go;
