@@ -10,5 +10,7 @@ mod expected;
 #[path = "live_stacks/run.rs"]
 mod run;
 
+#[path = "live_stacks/c.rs"]
+mod c;
 #[path = "live_stacks/go.rs"]
 mod go;

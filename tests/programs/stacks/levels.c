@@ -19,20 +19,26 @@ __attribute__((visibility("hidden"))) FRAME void level_d(size_t size) {
     AFTER(room);
 }
 
+#ifdef WITHOUT_CFI
+#define CFI(directive)
+#else
+#define CFI(directive) "  .cfi_" directive "\n"
+#endif
+
 __asm__(".text\n"
         ".type level_c, @function\n"
         "level_c:\n"
-        "  .cfi_startproc\n"
+        CFI("startproc")
         "  push %rbp\n"
-        "  .cfi_def_cfa_offset 16\n"
-        "  .cfi_offset %rbp, -16\n"
+        CFI("def_cfa_offset 16")
+        CFI("offset %rbp, -16")
         "  mov $0x15b3, %ebp\n"
         "  call level_d\n"
         "  pop %rbp\n"
-        "  .cfi_def_cfa_offset 8\n"
-        "  .cfi_restore %rbp\n"
+        CFI("def_cfa_offset 8")
+        CFI("restore %rbp")
         "  ret\n"
-        "  .cfi_endproc\n"
+        CFI("endproc")
         ".size level_c, . - level_c\n");
 
 static FRAME void level_b(size_t size) {

@@ -11,37 +11,46 @@ fn sources() -> PathBuf {
     workspace().join("tests/programs/stacks")
 }
 
-/// `make` writes `name`, where that is older than the sources.
-fn once(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+/// What `command` writes to the path that it is given, as `name`: made when the sources are newer,
+/// or when it was made by another command.
+fn once(name: &str, command: impl FnOnce(&Path) -> Command) -> Result<PathBuf> {
     let _lock = serial::wait_for(&format!("compile-stacks-{}", name.replace('/', "-")))?;
     let output = target_dir().join("programs/stacks").join(name);
-    let protocol = workspace().join("tests/programs/c");
-    let newest = compile::newest(&sources())?.max(compile::newest(&protocol)?);
-    if let Ok(built) = fs::metadata(&output).and_then(|metadata| metadata.modified())
-        && built > newest
-    {
-        return Ok(output);
-    }
     if let Some(directory) = output.parent() {
         fs::create_dir_all(directory)
             .with_context(|| format!("create `{}`", directory.display()))?;
     }
-    // Under another name until it is whole: a torn one would count as built.
+    // Under another name until it is whole: a torn one would count as made.
     let unfinished = output.with_extension("unfinished");
-    make(&unfinished)?;
+    let mut command = command(&unfinished);
+    let made_by = output.with_extension("command");
+    let text = format!("{command:?}");
+    let newest = compile::newest(&sources())?.max(compile::newest(&protocol())?);
+    if let Ok(made) = fs::metadata(&output).and_then(|metadata| metadata.modified())
+        && made > newest
+        && fs::read_to_string(&made_by).is_ok_and(|before| before == text)
+    {
+        return Ok(output);
+    }
+    compile::run(&mut command)?;
     fs::rename(&unfinished, &output).with_context(|| format!("name `{}`", output.display()))?;
+    fs::write(&made_by, text).with_context(|| format!("write `{}`", made_by.display()))?;
     Ok(output)
+}
+
+/// Where truth.h is.
+fn protocol() -> PathBuf {
+    workspace().join("tests/programs/c")
 }
 
 /// Compiled by `compiler` with `-g -O2` and `flags`, which stand behind the sources.
 pub fn program(compiler: &str, name: &str, files: &[&str], flags: &[&str]) -> Result<PathBuf> {
-    let include = workspace().join("tests/programs/c");
     once(name, |output| {
         let mut command = Command::new(compiler);
         command.args(["-g", "-O2", "-Wall", "-Wno-unused-result", "-pthread"]);
-        command.arg("-I").arg(&include).arg("-o").arg(output);
+        command.arg("-I").arg(protocol()).arg("-o").arg(output);
         command.args(files.iter().map(|file| sources().join(file))).args(flags);
-        compile::run(&mut command)
+        command
     })
 }
 
@@ -53,7 +62,19 @@ pub fn library(compiler: &str, name: &str, file: &str, flags: &[&str]) -> Result
 
 /// Without the symbols and the debug information of `of`.
 pub fn stripped(name: &str, of: &Path) -> Result<PathBuf> {
-    once(name, |output| compile::run(Command::new("strip").arg("-o").arg(output).arg(of)))
+    let made = fs::metadata(of)?.modified()?;
+    once(name, |output| {
+        let mut command = Command::new("strip");
+        // Part of the command's text, so that another original is stripped again.
+        command.env("OF", format!("{made:?}")).arg("-o").arg(output).arg(of);
+        command
+    })
+}
+
+pub fn has_section(object: &Path, section: &str) -> Result<bool> {
+    let output =
+        Command::new("readelf").args(["-S", "-W"]).arg(object).output().context("run readelf")?;
+    Ok(String::from_utf8_lossy(&output.stdout).split_whitespace().any(|word| word == section))
 }
 
 fn directory_of(file: &Path) -> &Path {
@@ -161,6 +182,6 @@ fn go_build(go: Go, name: &str, flags: &[&str]) -> Result<PathBuf> {
         command.env("GOTOOLCHAIN", "local").env("GOPROXY", "off").env("CGO_ENABLED", "1");
         command.env("CGO_LDFLAGS", link_beside(&levels));
         command.env("GOCACHE", target_dir().join("go-cache"));
-        compile::run(&mut command)
+        command
     })
 }

@@ -10,6 +10,7 @@ use memtrace_tests::memtrace::Recording;
 use memtrace_tests::program::Program;
 use memtrace_tests::recorded::{Frame, Recorded, Snapshot, Stack};
 use memtrace_tests::serial;
+use memtrace_tests::truth::Truth;
 use nix::sys::signal::Signal;
 
 /// What memtrace told.
@@ -19,31 +20,41 @@ pub struct Traced {
     pub folded: String,
 }
 
+pub const NO_ARGUMENTS: &[&str] = &[];
+
 /// Traces the program from `ready` until it has told the end of its work.
 pub fn trace(
     executable: &Path,
     arguments: &[impl AsRef<OsStr>],
     memtrace: &[&str],
 ) -> Result<Traced> {
+    Ok(trace_with_truth(executable, arguments, memtrace)?.0)
+}
+
+/// The same with what the program says of itself.
+pub fn trace_with_truth(
+    executable: &Path,
+    arguments: &[impl AsRef<OsStr>],
+    memtrace: &[&str],
+) -> Result<(Traced, Truth)> {
     let _turn = serial::turn()?;
-    let program = Program::start(executable, arguments, &[])?;
-    trace_started(program, memtrace)
+    trace_started(Program::start(executable, arguments, &[])?, memtrace)
 }
 
 /// The same for one that is already `ready`.
-pub fn trace_started(mut program: Program, memtrace: &[&str]) -> Result<Traced> {
+pub fn trace_started(mut program: Program, memtrace: &[&str]) -> Result<(Traced, Truth)> {
     let directory = tempfile::tempdir().context("create a directory for the folded stacks")?;
     let folded = directory.path().join("folded").display().to_string();
     let mut arguments = vec!["--folded", &folded];
     arguments.extend(memtrace);
     let recording = Recording::attach(program.pid(), &arguments)?;
     program.go()?;
-    program.truth(Duration::from_secs(120))?;
+    let truth = program.truth(Duration::from_secs(120))?;
     recording.signal(Signal::SIGINT)?;
     let recorded = recording.finish()?.recorded()?;
     program.finish()?;
     let folded = std::fs::read_to_string(&folded).context("read the folded stacks")?;
-    Ok(Traced { recorded, folded })
+    Ok((Traced { recorded, folded }, truth))
 }
 
 impl Traced {
@@ -85,6 +96,11 @@ impl Traced {
         ensure!(lost.is_empty(), "losses: {lost:?}");
         Ok(())
     }
+}
+
+/// The stacks of a folded file, each as one text.
+pub fn folded_stacks(folded: &str) -> Vec<&str> {
+    folded.lines().filter_map(|line| Some(line.rsplit_once(' ')?.0)).collect()
 }
 
 /// The frames as the lists of this test name them, leaf first.
