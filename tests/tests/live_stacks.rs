@@ -14,3 +14,5 @@ mod run;
 mod c;
 #[path = "live_stacks/go.rs"]
 mod go;
+#[path = "live_stacks/late.rs"]
+mod late;
