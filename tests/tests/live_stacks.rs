@@ -14,5 +14,9 @@ mod run;
 mod c;
 #[path = "live_stacks/go.rs"]
 mod go;
+#[path = "live_stacks/inlined.rs"]
+mod inlined;
 #[path = "live_stacks/late.rs"]
 mod late;
+#[path = "live_stacks/memory.rs"]
+mod memory;

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use memtrace_tests::{compile, serial, target_dir, workspace};
 
-fn sources() -> PathBuf {
+pub fn sources() -> PathBuf {
     workspace().join("tests/programs/stacks")
 }
 
@@ -50,6 +50,16 @@ pub fn program(compiler: &str, name: &str, files: &[&str], flags: &[&str]) -> Re
         command.args(["-g", "-O2", "-Wall", "-Wno-unused-result", "-pthread"]);
         command.arg("-I").arg(protocol()).arg("-o").arg(output);
         command.args(files.iter().map(|file| sources().join(file))).args(flags);
+        command
+    })
+}
+
+/// Optimised Rust with debug information.
+pub fn rust(name: &str, file: &str) -> Result<PathBuf> {
+    once(name, |output| {
+        let mut command = Command::new("rustc");
+        command.args(["--edition", "2024", "-O", "-g", "--crate-name", "inlined", "-o"]);
+        command.arg(output).arg(sources().join(file));
         command
     })
 }

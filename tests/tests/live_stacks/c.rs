@@ -167,6 +167,33 @@ fn c_of_an_executable_is_unwound_and_static_glibc_as_well() -> Result<()> {
     assert_levels(&trace(&program, NO_ARGUMENTS, &[])?, "static glibc")
 }
 
+/// musl's own code cannot be unwound: stacks are whole above the outermost allocator entry, end
+/// where musl calls the program, and are cut short, with the reason, only where the program is
+/// called back from within musl.
+#[test]
+fn musl_stacks_are_whole_above_the_allocator() -> Result<()> {
+    let check = |what: &str, traced: &Traced, end: [&str; 2]| -> Result<()> {
+        assert_leaks(
+            traced,
+            &[
+                (1111, what, &[&LEVELS, &["from_main", "main", end[0]]]),
+                (2221, what, &[&LEVELS, &["thread_body", end[1]]]),
+            ],
+        )?;
+        ensure!(traced.leak(1111)?.complete && traced.leak(2221)?.complete, "{what}");
+        let called_back = traced.leak(3331)?;
+        let seen = names(called_back);
+        ensure!(!called_back.complete && seen[..6] == list(&[&LEVELS, &["leaks"]]), "{seen:#?}");
+        ensure!(seen[7].starts_with("[truncated: no unwind table for "), "{seen:#?}");
+        Ok(())
+    };
+    let program = build::program("musl-gcc", "levels-musl", LEVELS_MAIN, &[])?;
+    check("musl", &trace(&program, NO_ARGUMENTS, &[])?, ["libc.so+?", "libc.so+?"])?;
+    let program = build::program("musl-gcc", "levels-musl-static", LEVELS_MAIN, &["-static"])?;
+    let names = ["libc_start_main_stage2", "start"];
+    check("static musl", &trace(&program, NO_ARGUMENTS, &[])?, names)
+}
+
 /// The startup files and the linker's PLT have unwind information of their own.
 const WITHOUT_EH_FRAME: &[&str] = &[
     "-fno-asynchronous-unwind-tables",
