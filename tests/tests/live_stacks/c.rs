@@ -143,6 +143,25 @@ fn allocators_that_call_others_have_whole_stacks_with_their_mappings() -> Result
     Ok(())
 }
 
+/// The kernel has put its trampoline in the place of a return address on the way.
+#[test]
+fn a_stack_leads_through_a_call_whose_return_is_probed() -> Result<()> {
+    let program = build::program("gcc", "own-mmap", &["own_mmap.c"], &[])?;
+    let (traced, truth) = trace_with_truth(&program, NO_ARGUMENTS, &[])?;
+    let native = &traced.last()?.native;
+    ensure!(
+        truth::differences(&truth, native).is_empty(),
+        "{:#?}",
+        truth::differences(&truth, native)
+    );
+    let frames: &[&[&str]] = &[&["malloc", "leak_inside", "mmap", "maps"], &START];
+    assert_leaks(&traced, &[(1111, "malloc inside mmap", frames)])?;
+    let own = native.ranges.stacks.iter().find(|range| range.owner == "native");
+    let module = own.and_then(|range| range.frames[0].module.as_deref());
+    ensure!(module.is_some_and(|path| path.ends_with("/own-mmap")), "whose mmap? {module:?}");
+    traced.assert_all_complete()
+}
+
 fn assert_levels(traced: &Traced, object: &str) -> Result<()> {
     let main: &[&str] = &["from_main"];
     assert_leaks(
