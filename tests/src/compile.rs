@@ -145,7 +145,8 @@ fn go(source: &Path, output: &Path, kind: Kind) -> Result<()> {
     run(go.arg("."))
 }
 
-fn newest(directory: &Path) -> Result<SystemTime> {
+/// When the youngest file below a directory was written.
+pub fn newest(directory: &Path) -> Result<SystemTime> {
     let mut newest = SystemTime::UNIX_EPOCH;
     for entry in
         fs::read_dir(directory).with_context(|| format!("list `{}`", directory.display()))?
@@ -159,7 +160,8 @@ fn newest(directory: &Path) -> Result<SystemTime> {
     Ok(newest)
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs a compiler to its end.
+pub fn run(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| {
         format!("run {command:?}: is the compiler installed? `cargo xtask setup` installs it")
     })?;

@@ -56,15 +56,26 @@ pub struct Outstanding {
     pub blocks: u64,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Ranges {
     pub bytes: u64,
+    #[serde(default)]
+    pub stacks: Vec<RangeStack>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
+pub struct RangeStack {
+    pub owner: String,
+    pub bytes: u64,
+    pub frames: Vec<Frame>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
 pub struct Stack {
     pub bytes: u64,
     pub blocks: u64,
+    #[serde(default)]
+    pub complete: bool,
     pub frames: Vec<Frame>,
 }
 
@@ -78,6 +89,12 @@ pub struct Frame {
     pub file: Option<String>,
     #[serde(default)]
     pub line: Option<u32>,
+    /// Into the next frame.
+    #[serde(default)]
+    pub inlined: bool,
+    /// `native`, `go`, `glue` or `note`.
+    #[serde(default)]
+    pub kind: String,
 }
 
 impl Stack {

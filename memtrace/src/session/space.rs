@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::kernel::Kernel;
 use crate::snapshot::{NotProbed, Object};
-use crate::stacks::space::NoTable;
+use crate::stacks::space::{GENERATED_CODE, NoTable};
 use crate::stacks::symbolize::{NamedRegion, Options};
 use crate::stacks::{Symbolizer, TableStore};
 use crate::tracee::elf::read_build_id;
@@ -16,7 +16,8 @@ use crate::tracee::root::Root;
 
 pub struct AddressSpace {
     pub mappings: Mappings,
-    /// One for each of `mappings.files`: the symbolizer counts them the same way.
+    /// One for each of `mappings.files`, and another one for each that came back at another
+    /// address: the symbolizer counts them the same way.
     pub objects: Vec<Object>,
     /// Executable memory without a file: generated code.
     anonymous_code: Vec<(u64, u64)>,
@@ -47,7 +48,7 @@ impl AddressSpace {
     /// Reads the mappings again and builds the tables of what is new; the indices of new files.
     pub fn refresh(&mut self, process: &Process) -> Result<Vec<usize>> {
         let new = self.mappings.rescan(process)?;
-        for &index in &new {
+        for &index in new.iter().chain(&self.mappings.moved) {
             let file = &self.mappings.files[index];
             self.objects.push(Object {
                 path: file.path.clone(),
@@ -64,11 +65,14 @@ impl AddressSpace {
         self.anonymous_code.clear();
         for line in code {
             let (start, end) = (line.start, line.end);
-            if line.path.starts_with(b"[") && !line.path.starts_with(b"[anon") {
-                let name = String::from_utf8_lossy(&line.path).into_owned();
-                self.symbolizer.add_region(NamedRegion { start, end, name });
+            let name = if line.path.starts_with(b"[") && !line.path.starts_with(b"[anon") {
+                String::from_utf8_lossy(&line.path).into_owned()
             } else {
                 self.anonymous_code.push((start, end));
+                GENERATED_CODE.to_owned()
+            };
+            if name != "[vdso]" {
+                self.symbolizer.add_region(NamedRegion { start, end, name });
             }
         }
         Ok(new)
@@ -82,6 +86,7 @@ impl AddressSpace {
             .append_unwind_rows(&rows[self.rows_told..])
             .context("failed to hand the unwind tables to the kernel side")?;
         self.rows_told = rows.len();
+        self.symbolizer.set_signal_returns(self.tables.signal_returns(&space));
         kernel
             .set_process(pid, &space.mappings)
             .context("failed to hand the mappings to the kernel side")?;

@@ -160,3 +160,37 @@ fn text_without_unwind_information_stops_the_walk_where_it_is_not_gos() {
     }
     assert_eq!(shape(row_at(&table, symbol(&bytes, "with_cfi") + 1)), (CfaKind::Rsp, 2, 0));
 }
+
+/// glibc's start code has its own description; musl's has none, and no symbols when it is stripped.
+#[test]
+fn musls_stacks_end_where_the_program_is_called_also_when_stripped() {
+    const PROGRAM: &str = "int main(void) { return 0; }";
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    std::fs::write(directory.path().join("a.c"), PROGRAM).expect("the source is written");
+    let run = |program: &str, arguments: &[&str]| {
+        let status = Command::new(program).args(arguments).current_dir(directory.path()).status();
+        assert!(status.is_ok_and(|status| status.success()), "{program} {arguments:?} fails");
+    };
+    let end_of = |table: &UnwindTable| {
+        let ends = table.rows.iter().map(|row| UnwindRow::unpack(*row));
+        ends.filter(|row| row.kind == CfaKind::End).map(|row| u64::from(row.pc)).collect::<Vec<_>>()
+    };
+    run("musl-gcc", &["-static", "-O2", "-o", "whole", "a.c"]);
+    run("strip", &["-o", "stripped", "whole"]);
+    let bytes = std::fs::read(directory.path().join("whole")).expect("it was built");
+    let table = build_table(&bytes).expect("it has a table");
+    let stage2 = symbol(&bytes, "libc_start_main_stage2");
+    assert!(end_of(&table).contains(&(stage2 - table.base_vaddr)), "{:x?}", end_of(&table));
+    let bytes = std::fs::read(directory.path().join("stripped")).expect("it was stripped");
+    let stripped = build_table(&bytes).expect("it has a table");
+    assert!(end_of(&stripped).contains(&(stage2 - table.base_vaddr)), "{:x?}", end_of(&stripped));
+}
+
+#[test]
+fn musls_library_ends_the_stacks_of_main_and_of_threads() {
+    let bytes = std::fs::read("/lib/ld-musl-x86_64.so.1").expect("musl-tools are installed");
+    let table = build_table(&bytes).expect("it has a table");
+    let rows = table.rows.iter().map(|row| UnwindRow::unpack(*row));
+    // Of main, of POSIX threads, of C11 threads; and the library's own entry point.
+    assert_eq!(rows.filter(|row| row.kind == CfaKind::End).count(), 4, "{:?}", table.stats);
+}

@@ -84,7 +84,6 @@ pub(crate) fn overlay(rows: &mut Vec<u64>, base_vaddr: u64, over: Covered) {
 }
 
 /// The rule in force at a row-pc.
-#[cfg(test)]
 pub(crate) fn rule_at(rows: &[u64], pc: u32) -> Option<Rule> {
     let after = rows.partition_point(|row| (*row as u32) <= pc);
     after.checked_sub(1).map(|at| Rule::of_row(rows[at]))

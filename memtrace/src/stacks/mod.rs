@@ -18,6 +18,7 @@ pub mod go_object;
 mod go_rules;
 mod image;
 mod layout;
+mod musl_rules;
 pub mod pclntab;
 mod rules;
 pub mod space;

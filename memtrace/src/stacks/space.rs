@@ -5,16 +5,14 @@
 //! run that never moves, because the kernel side reads it meanwhile; the caller copies
 //! [`TableStore::rows`] from where its copy ended.
 //!
-//! Not covered: the vDSO (its code calls nothing back, so it is on a stack only below a signal
-//! handler; such a walk ends as `UnknownMapping`), and the 257th executable mapping of a process
-//! (counted).
+//! Not covered: the 257th executable mapping of a process (counted).
 
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use memtrace_common::unwind::{MAX_MAPPINGS, UnwindMapping};
+use memtrace_common::unwind::{CfaKind, MAX_MAPPINGS, UnwindMapping, UnwindRow};
 
 use super::elf::ElfSegments;
 use super::rules::Rule;
@@ -30,6 +28,10 @@ const MAX_TOTAL_ROWS: usize = 64 << 20;
 pub fn bias(elf: &ElfSegments, mapping: &ObjectMapping) -> Option<u64> {
     elf.load_bias(mapping).map(|bias| bias.wrapping_add(elf.base_vaddr()))
 }
+
+/// The name of frames in executable memory without a file: the walk steps through it by frame
+/// pointer, which such code need not keep.
+pub const GENERATED_CODE: &str = "[generated code: its callers are a guess]";
 
 /// What makes two mapped files the same object: device and inode, and what tells a file that was
 /// rewritten in place.
@@ -61,6 +63,8 @@ struct Placed {
     first_row: u32,
     row_count: u32,
     segments: ElfSegments,
+    /// Row-pcs to which the kernel returns from signal handlers.
+    signal_returns: Vec<std::ops::Range<u32>>,
 }
 
 impl Placed {
@@ -184,7 +188,12 @@ impl TableStore {
         }
         self.rows.extend(&table.rows);
         let at = self.placed.len();
-        self.placed.push(Placed { first_row, row_count, segments: table.segments });
+        self.placed.push(Placed {
+            first_row,
+            row_count,
+            segments: table.segments,
+            signal_returns: signal_returns(&table.rows),
+        });
         self.tables.push((path.to_owned(), table.stats));
         if let Some(build_id) = table.build_id {
             self.by_build_id.insert(build_id, at);
@@ -240,6 +249,23 @@ impl TableStore {
         space
     }
 
+    /// The addresses to which the kernel returns from signal handlers: what stands above such a
+    /// return address on a stack was interrupted, and is no return address.
+    pub fn signal_returns(&self, space: &ProcessSpace) -> Vec<std::ops::Range<u64>> {
+        let mut found = Vec::new();
+        for mapping in &space.mappings {
+            let placed = self.placed.iter().find(|placed| placed.first_row == mapping.first_row);
+            for range in placed.iter().flat_map(|placed| &placed.signal_returns) {
+                let at = |pc: u32| mapping.bias.wrapping_add(u64::from(pc));
+                let (start, end) = (at(range.start), at(range.end));
+                if mapping.start <= start && start < mapping.end {
+                    found.push(start..end.min(mapping.end));
+                }
+            }
+        }
+        found
+    }
+
     /// Whether a step through this mapping is a guess.
     pub fn is_approximate(&self, mapping: &UnwindMapping) -> bool {
         self.jit_row == Some(mapping.first_row) && mapping.row_count == 1
@@ -252,6 +278,15 @@ impl TableStore {
             (self.rows.len() - 1) as u32
         })
     }
+}
+
+/// Where rows say that the kernel's signal frame is above.
+fn signal_returns(rows: &[u64]) -> Vec<std::ops::Range<u32>> {
+    let is_signal = |row: u64| UnwindRow::unpack(row).kind == CfaKind::Signal;
+    rows.windows(2)
+        .filter(|pair| is_signal(pair[0]))
+        .map(|pair| pair[0] as u32..pair[1] as u32)
+        .collect()
 }
 
 type Built = (usize, Result<UnwindTable, TableError>);
@@ -286,7 +321,7 @@ fn build_all(files: &[(FileIdentity, &MappedFile)]) -> Vec<Built> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memtrace_common::unwind::{CfaKind, UnwindRow, WalkEnd};
+    use memtrace_common::unwind::WalkEnd;
     use std::fs::File;
     use std::os::unix::fs::MetadataExt;
     use std::path::PathBuf;

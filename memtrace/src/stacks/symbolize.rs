@@ -7,6 +7,7 @@
 //! virtual address, or `[unmapped] 0x…`.
 //!
 //! * A return address is looked up as the address before it; answers are keyed by the address.
+//!   What a signal interrupted, and where its handler returns to, are looked up as they are.
 //! * Names are cleaned: no control characters, bounded length.
 //! * The first address in an object costs a copy of its symbols and debug information (see
 //!   `image`), and DWARF is parsed by unit as needed: [`Symbolizer::release`] gives that memory
@@ -17,6 +18,7 @@
 //! Not `Send`: use it on the thread that made it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
@@ -94,6 +96,8 @@ pub struct Symbolizer {
     /// By start; what is mapped later takes the place of what it covers.
     places: BTreeMap<u64, (u64, Place)>,
     names: HashMap<u64, AddressNames>,
+    /// Where signal handlers return to.
+    signal_returns: Vec<Range<u64>>,
     stats: SymbolizerStats,
 }
 
@@ -119,7 +123,17 @@ impl Symbolizer {
             regions: Vec::new(),
             places: BTreeMap::new(),
             names: HashMap::new(),
+            signal_returns: Vec::new(),
             stats: SymbolizerStats::default(),
+        }
+    }
+
+    /// Where the kernel's signal frames make handlers return to. Earlier ones stay known.
+    pub fn set_signal_returns(&mut self, ranges: Vec<Range<u64>>) {
+        for range in ranges {
+            if !self.signal_returns.contains(&range) {
+                self.signal_returns.push(range);
+            }
         }
     }
 
@@ -135,8 +149,13 @@ impl Symbolizer {
         }
     }
 
-    /// Adds a range that is named as a whole.
+    /// Adds a range that is named as a whole. One that is there already costs nothing.
     pub fn add_region(&mut self, region: NamedRegion) {
+        if let Some((end, Place::Region { region: known })) = self.places.get(&region.start)
+            && (*end, &self.regions[*known].name) == (region.end, &region.name)
+        {
+            return;
+        }
         let place = Place::Region { region: self.regions.len() };
         self.place(region.start, region.end, place);
         self.regions.push(region);
@@ -162,6 +181,8 @@ impl Symbolizer {
         }
         if start < end {
             self.places.insert(start, (end, place));
+            // What was named there before was something else.
+            self.names.retain(|address, _| !(start..end).contains(&address.wrapping_sub(1)));
         }
     }
 
@@ -193,12 +214,22 @@ impl Symbolizer {
         for frames in stacks {
             let Some((first, callers)) = frames.split_first() else { continue };
             lookups.insert(*first, *first);
+            let mut is_interrupted = false;
             for caller in callers {
-                lookups.entry(*caller).or_insert(caller.wrapping_sub(1));
+                let returns_from_signal = self.returns_from_signal(*caller);
+                let is_return_address = !is_interrupted && !returns_from_signal;
+                let back = u64::from(is_return_address);
+                lookups.entry(*caller).or_insert(caller.wrapping_sub(back));
+                is_interrupted = returns_from_signal;
             }
         }
         self.name(&lookups);
         lookups.keys().filter_map(|address| self.names.get(address).cloned()).collect()
+    }
+
+    /// Rows of signal frames start a byte early, because return addresses are looked up so.
+    fn returns_from_signal(&self, address: u64) -> bool {
+        self.signal_returns.iter().any(|range| range.contains(&address.wrapping_sub(1)))
     }
 
     /// Finds the names of what is not named yet: address → address to look up.
@@ -366,10 +397,39 @@ fn qualifies(symbol: &str, name: &str) -> bool {
     if name.contains("::") || name.contains('(') {
         return false;
     }
-    let before = symbol.find(['(', '<']).filter(|at| *at > 0).unwrap_or(symbol.len());
-    [symbol, &symbol[..before]]
-        .iter()
-        .any(|path| path.strip_suffix(name).is_some_and(|path| path.ends_with("::")))
+    let is_path = |path: &str| path.strip_suffix(name).is_some_and(|path| path.ends_with("::"));
+    let path = without_parameters(symbol);
+    is_path(path) || without_template_arguments(path).is_some_and(is_path)
+}
+
+/// `(anonymous namespace)::List<int>::push(int)` → `(anonymous namespace)::List<int>::push`
+fn without_parameters(symbol: &str) -> &str {
+    const ANONYMOUS: &str = "(anonymous namespace)";
+    let mut depth = 0usize;
+    for (at, byte) in symbol.bytes().enumerate() {
+        match byte {
+            b'<' => depth += 1,
+            b'>' => depth = depth.saturating_sub(1),
+            b'(' if depth == 0 && !symbol[at..].starts_with(ANONYMOUS) => return &symbol[..at],
+            _ => {}
+        }
+    }
+    symbol
+}
+
+/// `ns::max<int, List<int> >` → `ns::max`; `None` where it does not end in such arguments.
+fn without_template_arguments(path: &str) -> Option<&str> {
+    let mut depth = 0usize;
+    for (at, byte) in path.bytes().enumerate().rev() {
+        match byte {
+            b'>' => depth += 1,
+            b'<' if depth == 1 => return Some(&path[..at]),
+            b'<' => depth -= 1,
+            _ if depth == 0 => return None,
+            _ => {}
+        }
+    }
+    None
 }
 
 /// The files are our own copies: they do not change, and link to nothing.

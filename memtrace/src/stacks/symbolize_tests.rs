@@ -44,6 +44,12 @@ fn a_symbol_qualifies_the_bare_name_of_its_own_function_only() {
     assert!(qualifies("memtrace::stacks::walk", "walk"));
     assert!(qualifies("ns::Class::method(int, char const*)", "method"));
     assert!(qualifies("<a::B as c::D>::drop", "drop"));
+    assert!(qualifies("(anonymous namespace)::make(unsigned long)", "make"));
+    assert!(qualifies("ns::(anonymous namespace)::make(void (*)(int))", "make"));
+    assert!(qualifies("std::vector<int, std::allocator<int> >::reserve(unsigned long)", "reserve"));
+    assert!(qualifies("void ns::swap<a::B<int>, c>(a::B<int>&)", "swap"));
+    assert!(!qualifies("ns::swap<a::remake>(int)", "remake"));
+    assert!(!qualifies("ns::apply(ns::make)", "make"));
     assert!(!qualifies("memtrace::stacks::sidewalk", "walk"));
     assert!(!qualifies("walk", "walk"));
     assert!(!qualifies("__GI___libc_malloc", "malloc"));

@@ -23,9 +23,9 @@ use gimli::{
 };
 
 use super::elf::{ByteSource, Elf, ElfError, ElfSegments, FileSource};
-use super::go_rules;
 use super::layout::{self, Covered};
 use super::rules::{Bytes, Meaning, Rule, Unsupported, classify};
+use super::{go_rules, musl_rules};
 
 /// Most bytes of call frame instructions executed per byte of the section: hostile tables make
 /// every FDE repeat one huge CIE.
@@ -128,6 +128,14 @@ fn build_from<S: ByteSource + ?Sized>(source: &S) -> Result<UnwindTable, TableEr
             layout::overlay(&mut rows, base_vaddr, over);
             stats.go_functions += 1;
         }
+    }
+    let rule_at = |vaddr: u64| {
+        let pc = u32::try_from(vaddr.checked_sub(base_vaddr)?).ok()?;
+        layout::rule_at(&rows, pc)
+    };
+    let ends = musl_rules::stack_ends(&elf, |vaddr| rule_at(vaddr) == Some(gap));
+    for over in ends {
+        layout::overlay(&mut rows, base_vaddr, over);
     }
     stats.build = started.elapsed();
     let build_id = elf.build_id();

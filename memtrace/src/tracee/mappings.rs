@@ -17,6 +17,7 @@ use super::capabilities::missing_for;
 use super::overlay::{CopyUp, find_copy_up};
 use super::process::{Process, ProcessError, read_error};
 use super::root::{Root, open_magic_link};
+use super::vdso;
 use crate::snapshot::{NotProbed, ObjectMapping};
 
 const MAX_MAPS_BYTES: u64 = 64 << 20;
@@ -46,6 +47,8 @@ pub struct Mappings {
     pub unreadable: Vec<NotProbed>,
     /// What the user should know beside the figures: replaced or copied-up files, cut lists.
     pub warnings: Vec<String>,
+    /// Indices of the files that the last scan found at other addresses than the one before.
+    pub moved: Vec<usize>,
     executable_ranges: HashSet<RangeKey>,
 }
 
@@ -56,9 +59,13 @@ impl MapLine {
         (self.start, self.end, self.file_offset, self.device, self.inode)
     }
 
-    /// An executable mapping of a file.
+    /// An executable mapping of a file, or of the vDSO.
     fn is_code_of_file(&self) -> bool {
-        self.executable && self.inode != 0 && self.path.starts_with(b"/")
+        self.executable && (self.inode != 0 && self.path.starts_with(b"/") || self.is_vdso())
+    }
+
+    fn is_vdso(&self) -> bool {
+        self.inode == 0 && self.path == vdso::NAME.as_bytes()
     }
 }
 
@@ -149,26 +156,29 @@ impl Mappings {
         Ok(mappings)
     }
 
-    /// Whether an executable mapping came or went since the last scan. Reads maps, opens nothing.
+    /// Whether an executable mapping came or went since the last scan, generated code included.
+    /// Reads maps, opens nothing.
     pub fn changed(&self, process: &Process) -> Result<bool, ProcessError> {
         let (lines, _) = read_maps(process)?;
-        let ranges = lines.iter().filter(|line| line.is_code_of_file()).map(MapLine::key);
-        Ok(ranges.collect::<HashSet<_>>() != self.executable_ranges)
+        Ok(executable_ranges(&lines) != self.executable_ranges)
     }
 
     /// Scans again. Files already open stay open and get their present mappings; files that are
-    /// no longer mapped stay listed with the mappings they had. Returns the indices of new files.
+    /// no longer mapped stay listed, without mappings. Returns the indices of new files.
     pub fn rescan(&mut self, process: &Process) -> Result<Vec<usize>, ProcessError> {
         let (lines, warnings) = read_maps(process)?;
         for warning in warnings {
             self.warn(warning);
         }
-        let code: Vec<&MapLine> = lines.iter().filter(|line| line.is_code_of_file()).collect();
-        let ranges: HashSet<RangeKey> = code.iter().map(|line| line.key()).collect();
+        self.moved.clear();
+        let ranges = executable_ranges(&lines);
         if ranges == self.executable_ranges {
             return Ok(Vec::new());
         }
         self.executable_ranges = ranges;
+        let code = lines.iter().filter(|line| line.is_code_of_file());
+        let before: Vec<_> =
+            self.files.iter_mut().map(|file| std::mem::take(&mut file.mappings)).collect();
 
         let mut order = Vec::new();
         let mut by_file: HashMap<_, Vec<&MapLine>> = HashMap::new();
@@ -191,12 +201,14 @@ impl Mappings {
                     file_offset: line.file_offset,
                 })
                 .collect();
-            if let Some(known) = self
-                .files
-                .iter_mut()
-                .find(|file| (file.device, file.inode) == (key.0, key.1) && is_path(file, key.2))
-            {
-                known.mappings = ranges;
+            let is_it = |file: &MappedFile| {
+                (file.device, file.inode) == (key.0, key.1) && is_path(file, key.2)
+            };
+            if let Some(index) = self.files.iter().position(is_it) {
+                if before.get(index).is_some_and(|before| *before != ranges) {
+                    self.moved.push(index);
+                }
+                self.files[index].mappings = ranges;
                 continue;
             }
             if self.files.len() >= MAX_FILES {
@@ -228,6 +240,11 @@ impl Mappings {
     }
 }
 
+/// Of files and of generated code.
+fn executable_ranges(lines: &[MapLine]) -> HashSet<RangeKey> {
+    lines.iter().filter(|line| line.executable).map(MapLine::key).collect()
+}
+
 fn is_path(file: &MappedFile, name: &[u8]) -> bool {
     let name = String::from_utf8_lossy(name);
     name == file.path || name.strip_suffix(DELETED) == Some(&file.path)
@@ -251,6 +268,21 @@ impl<'p> Opener<'p> {
         line: &MapLine,
         mappings: Vec<ObjectMapping>,
     ) -> Result<(MappedFile, Option<String>), String> {
+        if line.is_vdso() {
+            let file = vdso::image(line.end - line.start).map_err(|error| error.to_string())?;
+            return Ok((
+                MappedFile {
+                    path: vdso::NAME.to_owned(),
+                    open_path: PathBuf::from(vdso::NAME),
+                    file: Arc::new(file),
+                    deleted: false,
+                    device: line.device,
+                    inode: line.inode,
+                    mappings,
+                },
+                None,
+            ));
+        }
         let pid = self.process.pid();
         let link = format!("/proc/{pid}/map_files/{:x}-{:x}", line.start, line.end);
         let (by_link, refused) = match open_magic_link(&link) {

@@ -14,6 +14,7 @@ pub mod ports;
 pub mod process;
 pub mod root;
 pub mod spawn;
+mod vdso;
 
 use std::fs::File;
 use std::path::PathBuf;

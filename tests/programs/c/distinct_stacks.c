@@ -1,7 +1,8 @@
-/* 20,000 distinct stacks: the bits of a number choose the way down to the allocation. */
+/* As many distinct stacks as the argument says, by default 20,000: the bits of a number choose the
+ * way down to the allocation. */
 #include "truth.h"
 
-enum { STACKS = 20000, DEPTH = 15 };
+enum { DEPTH = 17 };
 
 static SITE void leak_at_the_end(size_t size) {
     void *block = malloc(size);
@@ -31,9 +32,12 @@ static SITE void down(unsigned path, int depth) {
     KEEP(&path);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    unsigned stacks = argc > 1 ? (unsigned)atoi(argv[1]) : 20000;
+    if (stacks > 1u << DEPTH)
+        truth_fail("there are not as many ways down");
     truth_ready();
-    for (unsigned path = 0; path < STACKS; path++)
+    for (unsigned path = 0; path < stacks; path++)
         down(path, 0);
     truth_end();
 }

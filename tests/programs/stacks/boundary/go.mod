@@ -1,0 +1,3 @@
+module memtrace.test/boundary
+
+go 1.21
