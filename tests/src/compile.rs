@@ -145,7 +145,7 @@ fn go(source: &Path, output: &Path, kind: Kind) -> Result<()> {
     run(go.arg("."))
 }
 
-fn newest(directory: &Path) -> Result<SystemTime> {
+pub(crate) fn newest(directory: &Path) -> Result<SystemTime> {
     let mut newest = SystemTime::UNIX_EPOCH;
     for entry in
         fs::read_dir(directory).with_context(|| format!("list `{}`", directory.display()))?

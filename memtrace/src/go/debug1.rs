@@ -69,7 +69,7 @@ fn record(line: &str, rate: u64) -> Option<GoStack> {
     Some(GoStack { frames: Vec::new(), inuse_bytes, inuse_objects, alloc_bytes, alloc_objects })
 }
 
-fn scaled((count, bytes): (u64, u64), rate: u64) -> (u64, u64) {
+pub(super) fn scaled((count, bytes): (u64, u64), rate: u64) -> (u64, u64) {
     if count == 0 || bytes == 0 {
         return (0, 0);
     }

@@ -15,6 +15,7 @@ use crate::snapshot::{GoBooks, Known};
 
 pub mod debug1;
 pub mod http;
+pub mod memory;
 pub mod profile;
 pub mod profile_proto;
 

@@ -265,8 +265,8 @@ pub(super) fn assemble(
         alloc_bytes,
         alloc_objects,
         sample_rate_bytes,
-        memory: None,
         stacks,
+        ..GoBooks::default()
     })
 }
 

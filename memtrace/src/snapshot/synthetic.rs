@@ -312,8 +312,10 @@ fn go_books(scale: u64) -> GoBooks {
             other_sys: 1_000_000,
             next_gc: 28 * MIB,
             num_gc: 17,
+            ..GoMemory::default()
         }),
         stacks,
+        ..GoBooks::default()
     }
 }
 

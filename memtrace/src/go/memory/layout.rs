@@ -126,7 +126,9 @@ pub fn layout_for(minor: u32) -> Result<(&'static Layout, bool), String> {
     }
     match LAYOUTS.last() {
         Some(newest) if minor > newest.minor => Ok((newest, true)),
-        _ => Err(format!("Go 1.{minor} is older than 1.{oldest}, the oldest whose layout is known")),
+        _ => {
+            Err(format!("Go 1.{minor} is older than 1.{oldest}, the oldest whose layout is known"))
+        }
     }
 }
 
