@@ -198,15 +198,13 @@ fn check(
     Ok(())
 }
 
+/// Buckets without any counts yet, which `runtime/pprof` lists with zeros, are left out.
 fn estimate(reading: &Reading, buckets: &Buckets, rate: u64) -> HeapProfile {
-    let mut counts = reading.counts.iter().peekable();
-    let samples = buckets.all().iter().enumerate().map(|(index, bucket)| {
-        // Buckets without counts are in the profile, too, with zeros.
-        let counts = counts.next_if(|(at, _)| *at == index).map_or_else(Counts::default, |c| c.1);
+    let samples = reading.counts.iter().map(|(index, counts)| {
         let (alloc_objects, alloc_bytes) = scaled((counts.allocs, counts.alloc_bytes), rate);
         let inuse = (counts.allocs - counts.frees, counts.alloc_bytes - counts.free_bytes);
         let (inuse_objects, inuse_bytes) = scaled(inuse, rate);
-        let stack = Arc::clone(&bucket.stack);
+        let stack = Arc::clone(&buckets.all()[*index].stack);
         Sample { stack, inuse_objects, inuse_bytes, alloc_objects, alloc_bytes }
     });
     HeapProfile { samples: samples.collect(), rate, collections_old: reading.collections_old }

@@ -45,7 +45,7 @@ pub fn find_statistics(
     for way in ways {
         let found = match way {
             Way::Symbols => statistics_by_symbols(object),
-            Way::Code => statistics_by_code(object, layout),
+            Way::Code => statistics_by_code(memory, object, layout),
             Way::Search => search_statistics(memory, object, layout),
         };
         let proved = found.and_then(|at| {
@@ -82,41 +82,65 @@ fn statistics_by_symbols(object: &GoObject) -> Result<StatisticsAt, String> {
     })
 }
 
-/// `readmemstats_m` refers to all of them.
-fn statistics_by_code(object: &GoObject, layout: &Layout) -> Result<StatisticsAt, String> {
+/// `readmemstats_m` refers to all of them, and to fields side by side: of the bases that fit, the
+/// cross-checks hold for one.
+fn statistics_by_code(
+    memory: &dyn Memory,
+    object: &GoObject,
+    layout: &Layout,
+) -> Result<StatisticsAt, String> {
     const FUNCTION: &str = "runtime.readmemstats_m";
     let references = object.references_of(FUNCTION).ok_or(format!("no function `{FUNCTION}`"))?;
     let targets: BTreeSet<u64> = references.iter().map(|reference| reference.target).collect();
-    let unique = |what: &str, anchors: &[usize]| {
-        let Some((first, others)) = anchors.split_first() else { return Err(what.to_owned()) };
-        let mut bases = targets.iter().filter_map(|target| {
-            let base = target.checked_sub(*first as u64)?;
+    let bases = |what: &str, anchors: &[usize]| {
+        let fits = |base: &u64| {
             let refers = |offset: &usize| targets.contains(&base.wrapping_add(*offset as u64));
-            (object.is_data(base) && others.iter().all(refers)).then_some(base)
-        });
-        match (bases.next(), bases.next()) {
-            (Some(base), None) => Ok(base),
-            (None, _) => Err(format!("`{FUNCTION}` does not refer to {what}")),
-            (Some(_), Some(_)) => Err(format!("`{FUNCTION}` refers to several like {what}")),
+            object.is_data(*base) && anchors.iter().all(refers)
+        };
+        let first = anchors.first().map_or(0, |offset| *offset as u64);
+        let bases = targets.iter().map(|target| target.wrapping_sub(first));
+        let bases: Vec<u64> = bases.filter(fits).collect();
+        match bases.len() {
+            0 => Err(format!("`{FUNCTION}` does not refer to {what}")),
+            1..=32 => Ok(bases),
+            _ => Err(format!("`{FUNCTION}` refers to many like {what}")),
         }
     };
     let (s, c, h) = (&layout.statistics, &layout.controller, &layout.heap);
-    Ok(StatisticsAt {
-        statistics: unique(
-            "memstats",
-            &[
-                s.stacks_sys,
-                s.mspan_sys,
-                s.mcache_sys,
-                s.buckhash_sys,
-                s.other_sys,
-                s.numgc,
-                s.numforcedgc,
-            ],
-        )?,
-        controller: unique("gcController", &[c.heap_in_use, c.heap_free, c.heap_released])?,
-        heap: unique("mheap_", &[h.span_alloc_in_use, h.cache_alloc_in_use])?,
-    })
+    let system = [s.stacks_sys, s.mspan_sys, s.mcache_sys, s.buckhash_sys, s.other_sys, s.numgc];
+    let statistics = bases("memstats", &system)?;
+    let controllers = bases("gcController", &[c.heap_in_use, c.heap_free, c.heap_released])?;
+    let heaps = bases("mheap_", &[h.span_alloc_in_use, h.cache_alloc_in_use])?;
+    let mut found = Vec::new();
+    for statistics in statistics {
+        for &controller in &controllers {
+            let with = |&heap: &u64| StatisticsAt { statistics, controller, heap };
+            found.extend(heaps.iter().map(with));
+        }
+    }
+    the_proved(memory, &found, layout)
+}
+
+/// The only one of these for which the cross-checks hold.
+fn the_proved(
+    memory: &dyn Memory,
+    candidates: &[StatisticsAt],
+    layout: &Layout,
+) -> Result<StatisticsAt, String> {
+    // A wrong one fails every time: the right one is looked for first with few attempts.
+    for attempts in [1, 4, 12] {
+        let proves_itself =
+            |at: &&StatisticsAt| statistics::read_with(memory, **at, layout, attempts).is_ok();
+        let mut proved = candidates.iter().filter(proves_itself);
+        match (proved.next(), proved.next()) {
+            (Some(at), None) => return Ok(*at),
+            (Some(_), Some(_)) => {
+                return Err("several places satisfy the runtime's cross-checks".to_owned());
+            }
+            (None, _) => {}
+        }
+    }
+    Err("nothing there satisfies the runtime's cross-checks".to_owned())
 }
 
 /// A copy of a part of the data.
@@ -156,18 +180,10 @@ fn search_statistics(
     let mut result = Err("nothing was searched".to_owned());
     for _ in 0..SEARCHES {
         let pieces = copy_data(memory, object)?;
-        result = match &candidates(&pieces, layout)[..] {
-            [] => Err("nothing there satisfies the runtime's cross-checks".to_owned()),
-            found => {
-                let mut proved =
-                    found.iter().filter(|at| statistics::read(memory, **at, layout).is_ok());
-                match (proved.next(), proved.next()) {
-                    (Some(at), None) => return Ok(*at),
-                    (None, _) => Err("what looked like it moved or was something else".to_owned()),
-                    (Some(_), Some(_)) => Err("several places satisfy the cross-checks".to_owned()),
-                }
-            }
-        };
+        result = the_proved(memory, &candidates(&pieces, layout), layout);
+        if result.is_ok() {
+            break;
+        }
     }
     result
 }
