@@ -139,6 +139,8 @@ const STRUCTS: &[Struct] = &[
             ("arenas", OneOf(&["heapArenas", "allArenas"])),
             ("span_alloc_in_use", At("spanalloc.inuse")),
             ("cache_alloc_in_use", At("cachealloc.inuse")),
+            ("span_alloc_stat", At("spanalloc.stat")),
+            ("cache_alloc_stat", At("cachealloc.stat")),
         ],
     ),
     (

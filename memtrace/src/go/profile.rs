@@ -227,35 +227,48 @@ pub(super) fn assemble(
     stacks: Vec<GoStack>,
 ) -> Result<GoBooks, ProfileError> {
     let mut by_frames: HashMap<Vec<Name>, [u64; 4]> = HashMap::new();
-    let mut total = [0u64; 4];
-    const TOO_LARGE: ProfileError = ProfileError::Contradiction("values beyond 64 bits");
     for stack in stacks {
         let values =
             [stack.inuse_bytes, stack.inuse_objects, stack.alloc_bytes, stack.alloc_objects];
         let sums = by_frames.entry(stack.frames).or_default();
-        for ((sum, total), value) in sums.iter_mut().zip(&mut total).zip(values) {
+        for (sum, value) in sums.iter_mut().zip(values) {
             *sum = sum.checked_add(value).ok_or(TOO_LARGE)?;
-            *total = total.checked_add(value).ok_or(TOO_LARGE)?;
         }
     }
-    let mut stacks: Vec<GoStack> = by_frames
-        .into_iter()
-        .map(|(frames, [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects])| GoStack {
+    let stacks = by_frames.into_iter().map(
+        |(frames, [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects])| GoStack {
             frames,
             inuse_bytes,
             inuse_objects,
             alloc_bytes,
             alloc_objects,
-        })
-        .collect();
+        },
+    );
+    sum_up(source, sample_rate_bytes, stacks.collect())
+}
+
+const TOO_LARGE: ProfileError = ProfileError::Contradiction("values beyond 64 bits");
+
+/// Sums up and sorts stacks that are folded already: the largest first.
+pub(super) fn sum_up(
+    source: &str,
+    sample_rate_bytes: u64,
+    mut stacks: Vec<GoStack>,
+) -> Result<GoBooks, ProfileError> {
+    let mut total = [0u64; 4];
+    for stack in &stacks {
+        let values =
+            [stack.inuse_bytes, stack.inuse_objects, stack.alloc_bytes, stack.alloc_objects];
+        for (total, value) in total.iter_mut().zip(values) {
+            *total = total.checked_add(value).ok_or(TOO_LARGE)?;
+        }
+    }
     stacks.sort_by(|a, b| {
         let values = |stack: &GoStack| (stack.inuse_bytes, stack.alloc_bytes);
-        values(b).cmp(&values(a)).then_with(|| {
-            let names = |stack: &'_ GoStack| -> Vec<(String, Option<u32>)> {
-                stack.frames.iter().map(|name| (name.function.clone(), name.line)).collect()
-            };
-            names(a).cmp(&names(b))
-        })
+        fn names(stack: &GoStack) -> impl Iterator<Item = (&str, Option<u32>)> {
+            stack.frames.iter().map(|name| (name.function.as_str(), name.line))
+        }
+        values(b).cmp(&values(a)).then_with(|| names(a).cmp(names(b)))
     });
     let [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects] = total;
     Ok(GoBooks {

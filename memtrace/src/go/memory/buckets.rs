@@ -20,7 +20,7 @@ const MEMORY_PROFILE: u64 = 1;
 /// Deepest stack that any release keeps, and a little.
 const MAX_STACK: u64 = 1030;
 /// Most buckets; services have some thousands.
-const MAX_BUCKETS: usize = 1 << 20;
+const MAX_BUCKETS: usize = 1 << 18;
 /// Most program counters of all buckets together: 256 MiB.
 const MAX_COUNTERS: usize = 32 << 20;
 /// How much of a stack is read along with its header.
@@ -214,7 +214,7 @@ pub fn is_bucket(memory: &dyn Memory, address: u64, layout: &Layout) -> bool {
 fn read_header(memory: &dyn Memory, at: u64, layout: &Layout) -> Result<Header, BucketError> {
     let b = &layout.bucket;
     let no_bucket = |why| BucketError::NoBucket { address: at, why };
-    if at % 8 != 0 || at >= MAX_BYTES {
+    if !at.is_multiple_of(8) || at >= MAX_BYTES {
         return Err(no_bucket("not an address of an object"));
     }
     // A record is at least as long as this guess is longer than most stacks; at the end of a
@@ -306,7 +306,7 @@ pub fn find_heads(
     let mut heads = HashMap::new();
     for (index, word) in bytes.chunks_exact(8).enumerate() {
         let pointer = u64_at(word, 0);
-        if pointer % 8 == 0
+        if pointer.is_multiple_of(8)
             && (1 << 16..MAX_BYTES).contains(&pointer)
             && is_bucket(memory, pointer, layout)
         {

@@ -95,6 +95,9 @@ pub struct Heap {
     pub arenas: usize,
     pub span_alloc_in_use: usize,
     pub cache_alloc_in_use: usize,
+    /// Pointers to `mspan_sys` and to `mcache_sys` of the statistics.
+    pub span_alloc_stat: usize,
+    pub cache_alloc_stat: usize,
 }
 
 /// `runtime.moduledata`

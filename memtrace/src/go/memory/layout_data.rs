@@ -64,6 +64,8 @@ pub const LAYOUTS: &[Layout] = &[
             arenas: 66032,
             span_alloc_in_use: 92280,
             cache_alloc_in_use: 92352,
+            span_alloc_stat: 92288,
+            cache_alloc_stat: 92360,
         },
         module: Module {
             text: 176,
@@ -138,6 +140,8 @@ pub const LAYOUTS: &[Layout] = &[
             arenas: 66096,
             span_alloc_in_use: 92344,
             cache_alloc_in_use: 92416,
+            span_alloc_stat: 92352,
+            cache_alloc_stat: 92424,
         },
         module: Module {
             text: 176,
@@ -212,6 +216,8 @@ pub const LAYOUTS: &[Layout] = &[
             arenas: 66096,
             span_alloc_in_use: 92344,
             cache_alloc_in_use: 92416,
+            span_alloc_stat: 92352,
+            cache_alloc_stat: 92424,
         },
         module: Module {
             text: 176,
@@ -286,6 +292,8 @@ pub const LAYOUTS: &[Layout] = &[
             arenas: 66096,
             span_alloc_in_use: 92344,
             cache_alloc_in_use: 92416,
+            span_alloc_stat: 92352,
+            cache_alloc_stat: 92424,
         },
         module: Module {
             text: 176,
@@ -360,6 +368,8 @@ pub const LAYOUTS: &[Layout] = &[
             arenas: 66096,
             span_alloc_in_use: 92368,
             cache_alloc_in_use: 92440,
+            span_alloc_stat: 92376,
+            cache_alloc_stat: 92448,
         },
         module: Module {
             text: 176,
@@ -434,6 +444,8 @@ pub const LAYOUTS: &[Layout] = &[
             arenas: 66096,
             span_alloc_in_use: 92368,
             cache_alloc_in_use: 92512,
+            span_alloc_stat: 92376,
+            cache_alloc_stat: 92520,
         },
         module: Module {
             text: 176,
@@ -508,6 +520,8 @@ pub const LAYOUTS: &[Layout] = &[
             arenas: 66096,
             span_alloc_in_use: 92368,
             cache_alloc_in_use: 92512,
+            span_alloc_stat: 92376,
+            cache_alloc_stat: 92520,
         },
         module: Module {
             text: 176,

@@ -26,8 +26,12 @@ pub mod object;
 pub mod references;
 pub mod statistics;
 
-use super::profile::{Budget, Limits, assemble};
-use crate::snapshot::{GoBooks, GoProfile, GoStack};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use super::profile::{Budget, Limits, sum_up};
+use crate::snapshot::{GoBooks, GoProfile, GoStack, Name};
 use crate::tracee::MappedFile;
 use crate::tracee::process::{Process, ProcessError};
 use access::{Memory, ProcessMemory};
@@ -35,7 +39,7 @@ use buckets::Buckets;
 use heap_profile::{Checks, ProfileAt};
 use layout::Layout;
 use locate::{NotFound, Way};
-use naming::Naming;
+use naming::{NameId, Naming};
 use object::{GoObject, ObjectError};
 use statistics::{Statistics, StatisticsAt, StatisticsError};
 
@@ -94,6 +98,8 @@ struct Found {
     profile: Result<(ProfileAt, [Way; 3]), NotFound>,
     buckets: Buckets,
     naming: Naming,
+    /// By the place of a bucket's stack.
+    stacks: HashMap<usize, Arc<[NameId]>>,
     /// Whether `runtime.mmap` goes through libc; `None`: not found.
     cgo: Option<bool>,
 }
@@ -197,6 +203,7 @@ fn find(
         profile,
         buckets: Buckets::default(),
         naming: Naming::new(texts, object.minor),
+        stacks: HashMap::new(),
         cgo: locate::find_cgo_mmap(memory, &object).map(|function| function != 0),
         object,
     })
@@ -213,30 +220,59 @@ impl Found {
         let statistics = statistics::read(memory, self.statistics, &layout)?;
         let profile = self.read_profile(memory, options, &statistics);
         let mut books = match profile {
-            Ok(profile) => {
-                let mut budget = Budget::new(limits);
-                let mut stacks = Vec::with_capacity(profile.samples.len());
-                for sample in profile.samples {
-                    let frames = self.naming.stack(&sample.stack);
-                    frames.iter().try_for_each(|name| budget.take(name))?;
-                    stacks.push(GoStack {
-                        frames,
-                        inuse_bytes: sample.inuse_bytes,
-                        inuse_objects: sample.inuse_objects,
-                        alloc_bytes: sample.alloc_bytes,
-                        alloc_objects: sample.alloc_objects,
-                    });
-                }
-                let mut books = assemble("", profile.rate, stacks)?;
-                books.collections_old = Some(profile.collections_old);
-                books
-            }
+            Ok(profile) => self.named(profile, limits)?,
             Err(reason) => GoBooks { no_profile: Some(reason), ..GoBooks::default() },
         };
         books.profile = options.profile;
         books.memory = Some(statistics.figures);
         books.arenas = statistics.arenas;
         books.cgo = self.cgo;
+        Ok(books)
+    }
+
+    /// The profile with names, stacks that read the same folded into one.
+    fn named(
+        &mut self,
+        profile: heap_profile::HeapProfile,
+        limits: &Limits,
+    ) -> Result<GoBooks, MemoryError> {
+        let mut by_names: HashMap<Arc<[NameId]>, GoStack> = HashMap::new();
+        let mut budget = Budget::new(limits);
+        for sample in profile.samples {
+            let key = Arc::as_ptr(&sample.stack).cast::<u64>() as usize;
+            let names = match self.stacks.get(&key) {
+                Some(names) => Arc::clone(names),
+                None => {
+                    let names: Arc<[NameId]> = self.naming.stack(&sample.stack).into();
+                    // The buckets keep the stack, and so its address.
+                    self.stacks.insert(key, Arc::clone(&names));
+                    names
+                }
+            };
+            let stack = match by_names.entry(names) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => {
+                    let ids = entry.key().iter();
+                    let frames: Vec<Name> =
+                        ids.filter_map(|id| self.naming.name(*id).cloned()).collect();
+                    frames.iter().try_for_each(|name| budget.take(name))?;
+                    entry.insert(GoStack {
+                        frames,
+                        inuse_bytes: 0,
+                        inuse_objects: 0,
+                        alloc_bytes: 0,
+                        alloc_objects: 0,
+                    })
+                }
+            };
+            // Their sum is checked below.
+            stack.inuse_bytes = stack.inuse_bytes.saturating_add(sample.inuse_bytes);
+            stack.inuse_objects = stack.inuse_objects.saturating_add(sample.inuse_objects);
+            stack.alloc_bytes = stack.alloc_bytes.saturating_add(sample.alloc_bytes);
+            stack.alloc_objects = stack.alloc_objects.saturating_add(sample.alloc_objects);
+        }
+        let mut books = sum_up("", profile.rate, by_names.into_values().collect())?;
+        books.collections_old = Some(profile.collections_old);
         Ok(books)
     }
 

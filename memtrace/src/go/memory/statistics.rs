@@ -121,6 +121,8 @@ struct Counters {
     pages_in_use: u64,
     span_alloc_in_use: u64,
     cache_alloc_in_use: u64,
+    /// Where the two tables say that they are accounted, and where that is.
+    accounts: [(u64, u64); 2],
     arenas: (u64, u64, u64),
 }
 
@@ -143,6 +145,7 @@ impl Counters {
         let mut pages = [0; 8];
         let mut arenas = [0; 24];
         let (mut spans, mut caches) = ([0; 8], [0; 8]);
+        let (mut span_stat, mut cache_stat) = ([0; 8], [0; 8]);
         let place = |base: u64, offset: usize| base.wrapping_add(offset as u64);
         memory.read_many(&mut [
             (place(at.statistics, s.deltas), &mut deltas),
@@ -155,6 +158,8 @@ impl Counters {
             (place(at.heap, h.arenas), &mut arenas),
             (place(at.heap, h.span_alloc_in_use), &mut spans),
             (place(at.heap, h.cache_alloc_in_use), &mut caches),
+            (place(at.heap, h.span_alloc_stat), &mut span_stat),
+            (place(at.heap, h.cache_alloc_stat), &mut cache_stat),
         ])?;
         let delta = |offset: usize| {
             (0..DELTAS)
@@ -194,6 +199,10 @@ impl Counters {
             pages_in_use: u64::from_le_bytes(pages),
             span_alloc_in_use: u64::from_le_bytes(spans),
             cache_alloc_in_use: u64::from_le_bytes(caches),
+            accounts: [
+                (u64::from_le_bytes(span_stat), place(at.statistics, s.mspan_sys)),
+                (u64::from_le_bytes(cache_stat), place(at.statistics, s.mcache_sys)),
+            ],
             arenas: (u64_in(&arenas, 0), u64_in(&arenas, 8), u64_in(&arenas, 16)),
         })
     }
@@ -278,7 +287,12 @@ impl Counters {
                 self.heap_in_use,
             ),
         ];
-        match laws.into_iter().find(|(_, left, right)| left != right) {
+        let [spans, caches] = self.accounts;
+        let mut laws = laws.into_iter().chain([
+            ("spanalloc.stat = &mspan_sys", spans.0, spans.1),
+            ("cachealloc.stat = &mcache_sys", caches.0, caches.1),
+        ]);
+        match laws.find(|(_, left, right)| left != right) {
             Some((law, left, right)) => Err(StatisticsError::Contradiction { law, left, right }),
             None => Ok(()),
         }
