@@ -321,4 +321,4 @@ pub fn find_heads(
 
 #[cfg(test)]
 #[path = "buckets_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -246,8 +246,8 @@ impl Counters {
         if parts.iter().any(|part| *part >= ADDRESS_SPACE) {
             return Err(StatisticsError::Nonsense("a figure is larger than the address space"));
         }
-        if self.heap_in_use == 0 {
-            return Err(StatisticsError::Nonsense("no heap is in use"));
+        if self.heap_in_use == 0 || !self.heap_in_use.is_multiple_of(PAGE_BYTES) {
+            return Err(StatisticsError::Nonsense("the heap in use is no number of pages"));
         }
         if self.mspan_sys == 0 || self.mcache_sys == 0 || self.gc_misc_sys == 0 {
             return Err(StatisticsError::Nonsense("the runtime has no tables of its own"));
@@ -281,11 +281,7 @@ impl Counters {
                 self.mapped_ready,
                 self.sys().wrapping_sub(self.heap_released),
             ),
-            (
-                "pagesInUse × 8192 = heapInUse",
-                self.pages_in_use.wrapping_mul(PAGE_BYTES),
-                self.heap_in_use,
-            ),
+            ("pagesInUse = heapInUse / 8192", self.pages_in_use, self.heap_in_use / PAGE_BYTES),
         ];
         let [spans, caches] = self.accounts;
         let mut laws = laws.into_iter().chain([
@@ -369,7 +365,7 @@ fn read_once(
 /// The arenas' addresses; they must hold all of the heap and of the stacks.
 fn arenas(memory: &dyn Memory, counters: &Counters) -> Result<Vec<GoArena>, StatisticsError> {
     let (list, length, capacity) = counters.arenas;
-    if length == 0 || length > capacity || length > MAX_ARENAS || list % 8 != 0 {
+    if length == 0 || length > capacity || length > MAX_ARENAS || !list.is_multiple_of(8) {
         return Err(StatisticsError::Nonsense("the list of arenas is no list"));
     }
     let mut bytes = vec![0; length as usize * 8];
