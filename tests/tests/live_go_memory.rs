@@ -315,7 +315,7 @@ fn the_current_profile_is_what_two_more_collections_publish() -> Result<()> {
 fn a_reading_of_5000_buckets_is_fast_and_leaves_the_program_alone() -> Result<()> {
     let _turn = serial::alone()?;
     for release in SHORT_RELEASES {
-        let environment = [("BOOKS_RATE", "1"), ("BOOKS_STACKS", "2000"), ("GOGC", "off")];
+        let environment = [("BOOKS_RATE", "1"), ("BOOKS_STACKS", "2600"), ("GOGC", "off")];
         let mut books = Books::start(release, Build::Stripped, &environment)?;
         let mut outside = Outside::of(&books, Options::default())?;
         let before = books.stats()?;

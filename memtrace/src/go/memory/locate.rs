@@ -5,10 +5,10 @@
 //! the runtime's cross-checks, the buckets by their hashes, the cycle by the number of collections.
 //! A way that gives several answers gives none.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::access::Memory;
-use super::buckets;
+use super::buckets::{self, Buckets};
 use super::heap_profile::ProfileAt;
 use super::layout::{DELTAS, Layout};
 use super::object::GoObject;
@@ -371,9 +371,18 @@ fn search_buckets(memory: &dyn Memory, object: &GoObject, layout: &Layout) -> Ve
     let heads = pieces
         .iter()
         .flat_map(|piece| buckets::find_heads(memory, &piece.bytes, piece.base, layout));
-    let mut heads: Vec<u64> = heads.map(|(place, _)| place).collect();
-    heads.sort_unstable();
-    heads
+    let heads: Vec<(u64, u64)> = heads.collect();
+    // Other variables may point into the list: its head is the one from which all are reached.
+    let leads = |head: u64| {
+        let mut list = Buckets::default();
+        list.follow(memory, head, layout).ok()?;
+        let reached: HashSet<u64> = list.all().iter().map(|bucket| bucket.address).collect();
+        heads.iter().all(|(_, other)| reached.contains(other)).then_some(())
+    };
+    let mut places: Vec<u64> =
+        heads.iter().filter(|(_, head)| leads(*head).is_some()).map(|(place, _)| *place).collect();
+    places.sort_unstable();
+    places
 }
 
 /// Whether cgo is linked: `runtime.mmap` then goes through libc, at the address that is returned.

@@ -242,7 +242,8 @@ impl Page<'_> {
         self.paragraph(2, &text);
         if let (Some(memory), None) = (&go.memory, &go.no_profile) {
             let text = format!(
-                "HeapAlloc, the runtime's own count of now with what is garbage since, is {}.",
+                "The runtime counts {} now (HeapAlloc, measured: live objects, and garbage since \
+                 the last collection).",
                 bytes(memory.heap_alloc)
             );
             self.paragraph(2, &text);
