@@ -43,6 +43,7 @@ impl Default for Limits {
 }
 
 /// What may still be expanded.
+#[derive(Debug)]
 pub(super) struct Budget {
     left: usize,
     limit: usize,
@@ -181,13 +182,13 @@ fn parse_proto(bytes: &[u8], source: &str, limits: &Limits) -> Result<GoBooks, P
                 frames.push(name.clone());
             }
         }
-        stacks.push(GoStack {
-            frames,
-            inuse_bytes: value(Some(inuse_space))?,
-            inuse_objects: value(Some(inuse_objects))?,
-            alloc_bytes: value(alloc_space)?,
-            alloc_objects: value(alloc_objects)?,
-        });
+        let values = [
+            value(Some(inuse_space))?,
+            value(Some(inuse_objects))?,
+            value(alloc_space)?,
+            value(alloc_objects)?,
+        ];
+        stacks.push((frames, values));
     }
     let rate = u64::try_from(profile.period).unwrap_or(0);
     assemble(source, rate, stacks)
@@ -220,24 +221,25 @@ fn names(
     location.line.iter().enumerate().map(&mut name).collect()
 }
 
+/// In use: bytes, objects; allocated: bytes, objects.
+pub(super) type Values = [u64; 4];
+
 /// Folds stacks that read the same, sums up and sorts: the largest first.
 pub(super) fn assemble(
     source: &str,
     sample_rate_bytes: u64,
-    stacks: Vec<GoStack>,
+    stacks: Vec<(Vec<Name>, Values)>,
 ) -> Result<GoBooks, ProfileError> {
-    let mut by_frames: HashMap<Vec<Name>, [u64; 4]> = HashMap::new();
-    for stack in stacks {
-        let values =
-            [stack.inuse_bytes, stack.inuse_objects, stack.alloc_bytes, stack.alloc_objects];
-        let sums = by_frames.entry(stack.frames).or_default();
+    let mut by_frames: HashMap<Vec<Name>, Values> = HashMap::new();
+    for (frames, values) in stacks {
+        let sums = by_frames.entry(frames).or_default();
         for (sum, value) in sums.iter_mut().zip(values) {
             *sum = sum.checked_add(value).ok_or(TOO_LARGE)?;
         }
     }
     let stacks = by_frames.into_iter().map(
         |(frames, [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects])| GoStack {
-            frames,
+            frames: frames.into(),
             inuse_bytes,
             inuse_objects,
             alloc_bytes,

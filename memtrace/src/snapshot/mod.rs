@@ -3,6 +3,8 @@
 //! A [`Recording`] is self-contained: it needs neither process nor kernel to be explained, and a
 //! live run explains itself through the same types. Nothing here does I/O but `file`.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 pub mod file;
@@ -323,8 +325,8 @@ pub struct GoArena {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GoStack {
-    /// Leaf first.
-    pub frames: Vec<Name>,
+    /// Leaf first; shared by the snapshots of one run.
+    pub frames: Arc<[Name]>,
     pub inuse_bytes: u64,
     pub inuse_objects: u64,
     pub alloc_bytes: u64,

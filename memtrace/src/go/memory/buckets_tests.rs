@@ -16,8 +16,10 @@ pub struct List {
     pub places: Vec<u64>,
 }
 
-/// `shapes`: (depth of the stack, size of an object, counts of active and of the three cycles).
-pub fn list(layout: &Layout, shapes: &[(usize, u64, [(u64, u64); 4])]) -> List {
+/// Depth of the stack, size of an object, counts of active and of the three cycles.
+pub type Shape = (usize, u64, [(u64, u64); 4]);
+
+pub fn list(layout: &Layout, shapes: &[Shape]) -> List {
     let (b, r) = (&layout.bucket, &layout.record);
     let bytes: usize = shapes.iter().map(|(depth, ..)| b.bytes + 8 * depth + r.bytes).sum();
     let mut image = Image::default();

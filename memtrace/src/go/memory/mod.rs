@@ -30,7 +30,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use super::profile::{Budget, Limits, sum_up};
+use super::profile::{Budget, Limits, Values, sum_up};
 use crate::snapshot::{GoBooks, GoProfile, GoStack, Name};
 use crate::tracee::MappedFile;
 use crate::tracee::process::{Process, ProcessError};
@@ -85,7 +85,6 @@ impl Default for Options {
 pub struct MemoryReader {
     process: Process,
     options: Options,
-    limits: Limits,
     found: Option<Found>,
 }
 
@@ -98,8 +97,13 @@ struct Found {
     profile: Result<(ProfileAt, [Way; 3]), NotFound>,
     buckets: Buckets,
     naming: Naming,
-    /// By the place of a bucket's stack.
-    stacks: HashMap<usize, Arc<[NameId]>>,
+    /// Of names kept in `frames`, over all readings.
+    budget: Budget,
+    /// The stacks of the profile as they read, each once.
+    frames: Vec<Arc<[Name]>>,
+    row_of_names: HashMap<Vec<NameId>, usize>,
+    /// By the address at which the bucket's stack is kept here.
+    row_of_bucket: HashMap<usize, usize>,
     /// Whether `runtime.mmap` goes through libc; `None`: not found.
     cgo: Option<bool>,
 }
@@ -119,7 +123,7 @@ pub struct FoundBy {
 impl MemoryReader {
     pub fn open(pid: u32, options: Options) -> Result<Self, MemoryError> {
         let process = Process::open(pid)?;
-        Ok(Self { process, options, limits: Limits::default(), found: None })
+        Ok(Self { process, options, found: None })
     }
 
     /// One reading. `files` are the mapped files, looked at until a Go runtime was found in them.
@@ -129,7 +133,7 @@ impl MemoryReader {
             self.found = Some(find(files, &memory, &self.options)?);
         }
         let result = match &mut self.found {
-            Some(found) => found.read(&memory, &self.options, &self.limits),
+            Some(found) => found.read(&memory, &self.options),
             None => Err(MemoryError::NotGo),
         };
         // What was read was this process's only if it still runs.
@@ -203,24 +207,22 @@ fn find(
         profile,
         buckets: Buckets::default(),
         naming: Naming::new(texts, object.minor),
-        stacks: HashMap::new(),
+        budget: Budget::new(&Limits::default()),
+        frames: Vec::new(),
+        row_of_names: HashMap::new(),
+        row_of_bucket: HashMap::new(),
         cgo: locate::find_cgo_mmap(memory, &object).map(|function| function != 0),
         object,
     })
 }
 
 impl Found {
-    fn read(
-        &mut self,
-        memory: &dyn Memory,
-        options: &Options,
-        limits: &Limits,
-    ) -> Result<GoBooks, MemoryError> {
+    fn read(&mut self, memory: &dyn Memory, options: &Options) -> Result<GoBooks, MemoryError> {
         let layout = self.object.layout;
         let statistics = statistics::read(memory, self.statistics, &layout)?;
         let profile = self.read_profile(memory, options, &statistics);
         let mut books = match profile {
-            Ok(profile) => self.named(profile, limits)?,
+            Ok(profile) => self.named(profile)?,
             Err(reason) => GoBooks { no_profile: Some(reason), ..GoBooks::default() },
         };
         books.profile = options.profile;
@@ -231,49 +233,54 @@ impl Found {
     }
 
     /// The profile with names, stacks that read the same folded into one.
-    fn named(
-        &mut self,
-        profile: heap_profile::HeapProfile,
-        limits: &Limits,
-    ) -> Result<GoBooks, MemoryError> {
-        let mut by_names: HashMap<Arc<[NameId]>, GoStack> = HashMap::new();
-        let mut budget = Budget::new(limits);
+    fn named(&mut self, profile: heap_profile::HeapProfile) -> Result<GoBooks, MemoryError> {
+        // By row of `self.frames`.
+        let mut sums: Vec<Values> = vec![[0; 4]; self.frames.len()];
         for sample in profile.samples {
-            let key = Arc::as_ptr(&sample.stack).cast::<u64>() as usize;
-            let names = match self.stacks.get(&key) {
-                Some(names) => Arc::clone(names),
-                None => {
-                    let names: Arc<[NameId]> = self.naming.stack(&sample.stack).into();
-                    // The buckets keep the stack, and so its address.
-                    self.stacks.insert(key, Arc::clone(&names));
-                    names
-                }
-            };
-            let stack = match by_names.entry(names) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => {
-                    let ids = entry.key().iter();
-                    let frames: Vec<Name> =
-                        ids.filter_map(|id| self.naming.name(*id).cloned()).collect();
-                    frames.iter().try_for_each(|name| budget.take(name))?;
-                    entry.insert(GoStack {
-                        frames,
-                        inuse_bytes: 0,
-                        inuse_objects: 0,
-                        alloc_bytes: 0,
-                        alloc_objects: 0,
-                    })
-                }
-            };
-            // Their sum is checked below.
-            stack.inuse_bytes = stack.inuse_bytes.saturating_add(sample.inuse_bytes);
-            stack.inuse_objects = stack.inuse_objects.saturating_add(sample.inuse_objects);
-            stack.alloc_bytes = stack.alloc_bytes.saturating_add(sample.alloc_bytes);
-            stack.alloc_objects = stack.alloc_objects.saturating_add(sample.alloc_objects);
+            let row = self.row_of(&sample.stack)?;
+            if row >= sums.len() {
+                sums.resize(row + 1, [0; 4]);
+            }
+            let values = [
+                sample.inuse_bytes,
+                sample.inuse_objects,
+                sample.alloc_bytes,
+                sample.alloc_objects,
+            ];
+            for (sum, value) in sums[row].iter_mut().zip(values) {
+                *sum = sum.saturating_add(value);
+            }
         }
-        let mut books = sum_up("", profile.rate, by_names.into_values().collect())?;
+        let rows = self.frames.iter().zip(sums).filter(|(_, sums)| *sums != [0; 4]);
+        let stacks =
+            rows.map(|(frames, [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects])| {
+                let frames = Arc::clone(frames);
+                GoStack { frames, inuse_bytes, inuse_objects, alloc_bytes, alloc_objects }
+            });
+        let mut books = sum_up("", profile.rate, stacks.collect())?;
         books.collections_old = Some(profile.collections_old);
         Ok(books)
+    }
+
+    /// The row of a bucket's stack. Buckets and their stacks stay, and so do their rows.
+    fn row_of(&mut self, stack: &Arc<[u64]>) -> Result<usize, MemoryError> {
+        let bucket = Arc::as_ptr(stack).cast::<u64>() as usize;
+        if let Some(row) = self.row_of_bucket.get(&bucket) {
+            return Ok(*row);
+        }
+        let names = self.naming.stack(stack);
+        let row = match self.row_of_names.entry(names) {
+            Entry::Occupied(entry) => *entry.get(),
+            Entry::Vacant(entry) => {
+                let frames: Arc<[Name]> =
+                    entry.key().iter().filter_map(|id| self.naming.name(*id).cloned()).collect();
+                frames.iter().try_for_each(|name| self.budget.take(name))?;
+                self.frames.push(frames);
+                *entry.insert(self.frames.len() - 1)
+            }
+        };
+        self.row_of_bucket.insert(bucket, row);
+        Ok(row)
     }
 
     fn read_profile(
