@@ -6,17 +6,19 @@
 //! (`--nocapture` prints both sides side by side).
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use memtrace::go::memory::locate::Way;
 use memtrace::go::memory::{FoundBy, LAYOUTS, MemoryError, MemoryReader, Options};
 use memtrace::go::profile::{Limits, parse};
+use memtrace::go::profile_proto::Profile;
 use memtrace::snapshot::{GoBooks, GoMemory, GoProfile, GoStack};
 use memtrace::tracee::MappedFile;
 use memtrace::tracee::mappings::Mappings;
 use memtrace::tracee::process::Process;
-use memtrace_tests::go_books::{Books, Build, RELEASES};
+use memtrace_tests::go_books::{Books, Build, RELEASES, toolchain};
 use memtrace_tests::serial;
 
 const SHORT_RELEASES: [&str; 3] = ["1.21.13", "1.24.11", "1.27.3"];
@@ -391,6 +393,71 @@ fn a_release_that_is_not_known_yet_is_read_with_the_newest_layout_on_trial() -> 
     let mut outside = Outside::of(&books, options)?;
     compare_statistics(&mut books, &mut outside)?;
     compare_profile(&mut books, &mut outside)?;
+    Ok(())
+}
+
+/// `inuse_space` of every sample of a merged profile.
+fn merged_total(profile: &[u8]) -> Result<i64> {
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(profile).read_to_end(&mut bytes)?;
+    let profile = <Profile as prost::Message>::decode(&bytes[..])?;
+    let name = |at: i64| profile.string_table.get(at as usize).map(String::as_str);
+    let column =
+        profile.sample_type.iter().position(|kind| name(kind.r#type) == Some("inuse_space"));
+    let column = column.context("no inuse_space")?;
+    Ok(profile.sample.iter().map(|sample| sample.value[column]).sum())
+}
+
+#[test]
+fn a_recording_says_whose_books_and_how_old_and_its_merged_profile_adds_up() -> Result<()> {
+    let _turn = serial::turn()?;
+    let mut books = Books::start(NEWEST, Build::Stripped, &[])?;
+    let directory = tempfile::tempdir()?;
+    let (json, pprof) = (directory.path().join("json"), directory.path().join("heap.pb.gz"));
+    let pid = books.pid().to_string();
+    let output = memtrace_tests::memtrace::run(&[
+        "record".as_ref(),
+        "--pid".as_ref(),
+        pid.as_ref(),
+        "--duration".as_ref(),
+        "1s".as_ref(),
+        "--json".as_ref(),
+        json.as_os_str(),
+        "--pprof".as_ref(),
+        pprof.as_os_str(),
+        "--merge-go".as_ref(),
+    ])?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json)?)?;
+    let snapshot = report["snapshots"].as_array().and_then(|all| all.last()).context("empty")?;
+    let go = &snapshot["go"];
+    let source = format!("memory of PID {pid} (");
+    ensure!(go["source"].as_str().is_some_and(|text| text.starts_with(&source)), "{go}");
+    ensure!(go["profile"] == "published" && go["collections_old"].is_u64(), "{go}");
+    ensure!(go["sample_rate_bytes"] == 524_288 && go["tried"] == serde_json::json!([]), "{go}");
+    ensure!(
+        go["memory"]["num_gc"].is_u64() && go["arenas"].as_array().is_some_and(|a| !a.is_empty())
+    );
+    let (bytes, collections) = books.profile()?;
+    if go["memory"]["num_gc"] == collections {
+        let theirs = of_program(&bytes)?;
+        ensure!(
+            go["inuse_bytes"] == theirs.inuse_bytes,
+            "{} {}",
+            go["inuse_bytes"],
+            theirs.inuse_bytes
+        );
+    }
+    // The merged profile: native and Go, as the report counts them, and as Go's own tool does.
+    let native = snapshot["native"]["outstanding"]["bytes"].as_u64().context("native bytes")?;
+    let expected = native + go["inuse_bytes"].as_u64().context("Go bytes")?;
+    ensure!(merged_total(&std::fs::read(&pprof)?)? as u64 == expected);
+    let mut tool = std::process::Command::new(toolchain(NEWEST)?);
+    tool.args(["tool", "pprof", "-top", "-unit=B", "-sample_index=inuse_space"]).arg(&pprof);
+    let shown = tool.env("HOME", directory.path()).output()?;
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    ensure!(shown.contains(&format!("of {expected}B total")), "not {expected}: {shown}");
+    println!("go tool pprof: of {expected}B total; report {native} native + {}", go["inuse_bytes"]);
     Ok(())
 }
 
