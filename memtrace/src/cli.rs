@@ -63,10 +63,21 @@ pub struct RecordArgs {
     #[arg(long, value_parser = parse_duration, value_name = "TIME")]
     pub min_age: Option<Duration>,
 
-    /// Where the Go runtime's heap profile comes from: `auto` (the target's own pprof port), a
-    /// URL inside the target's network namespace, a profile FILE, or `off`
-    #[arg(long, value_name = "URL|FILE|auto|off", default_value = "auto")]
+    /// Where the Go runtime's heap profile and memory statistics come from: `memory` (of the
+    /// process, from outside), `http` (the target's own pprof port), `auto` (memory, where that
+    /// fails http), a URL inside the target's network namespace, a profile FILE, or `off`
+    #[arg(
+        long,
+        visible_alias = "go",
+        value_name = "auto|memory|http|URL|FILE|off",
+        default_value = "auto"
+    )]
     pub go_profile: GoProfileSource,
+
+    /// Show Go's heap profile as of now instead of the published one: allocations up to now, frees
+    /// only up to the last sweep. Only from memory
+    #[arg(long)]
+    pub go_profile_current: bool,
 
     #[command(flatten)]
     pub limits: LimitArgs,

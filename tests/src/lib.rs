@@ -7,6 +7,7 @@
 pub mod compile;
 pub mod conformance;
 pub mod docker;
+pub mod go_books;
 pub mod memtrace;
 pub mod program;
 pub mod recorded;

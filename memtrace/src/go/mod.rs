@@ -1,7 +1,9 @@
-//! The Go runtime's own books: its heap profile and its memory statistics, over HTTP or from a file.
+//! The Go runtime's own books: its heap profile and its memory statistics, from the process's
+//! memory, over HTTP or from a file.
 //!
-//! Whatever a tracee serves is hostile: bounded in time and size, checked before it is believed.
-//! What cannot be read is `Unknown` with what was tried. Reading costs the tracee one request.
+//! Whatever a tracee holds or serves is hostile: bounded in time and size, checked before it is
+//! believed. What cannot be read is `Unknown` with what was tried. Reading memory costs the tracee
+//! nothing, HTTP one request.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,22 +13,29 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::snapshot::{GoBooks, Known};
+use crate::snapshot::{GoBooks, GoProfile, Known};
+use crate::tracee::MappedFile;
 
 pub mod debug1;
 pub mod http;
+pub mod memory;
 pub mod profile;
 pub mod profile_proto;
 
 use http::{Endpoint, Fetcher};
+use memory::{MemoryError, MemoryReader};
 use profile::{Limits, ProfileError};
 
 /// Where to look for the Go heap: the argument of `--go-profile`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GoProfileSource {
     Off,
-    /// Ask each port that the process listens on for `/debug/pprof/heap?debug=1`.
+    /// From memory; where that fails, from the target's own pprof port.
     Auto,
+    /// From the process's memory only.
+    Memory,
+    /// Ask each port that the process listens on for `/debug/pprof/heap?debug=1`.
+    Http,
     /// As seen from inside the target's network namespace.
     Url(Endpoint),
     /// A profile as `/debug/pprof/heap` gives it, or its `?debug=1` text.
@@ -40,7 +49,9 @@ impl FromStr for GoProfileSource {
         match text {
             "off" => Ok(Self::Off),
             "auto" => Ok(Self::Auto),
-            "" => Err("expected `auto`, `off`, a URL or a file".to_owned()),
+            "memory" => Ok(Self::Memory),
+            "http" => Ok(Self::Http),
+            "" => Err("expected `auto`, `memory`, `http`, `off`, a URL or a file".to_owned()),
             _ if text.contains("://") => text.parse().map(Self::Url),
             _ => Ok(Self::File(PathBuf::from(text))),
         }
@@ -49,7 +60,9 @@ impl FromStr for GoProfileSource {
 
 /// The most ports that `auto` asks.
 const MOST_PORTS: usize = 32;
-/// For all of `auto` together, so that a snapshot is never held up for longer.
+/// For reading memory: what a process does to its books must not hold up a snapshot for longer.
+const MEMORY_DEADLINE: Duration = Duration::from_secs(10);
+/// For all ports together, so that a snapshot is never held up for longer.
 const AUTO_DEADLINE: Duration = Duration::from_secs(10);
 /// For reading a file: it may be a pipe that nobody writes to.
 const FILE_DEADLINE: Duration = Duration::from_secs(10);
@@ -75,20 +88,54 @@ pub struct GoReader {
     source: GoProfileSource,
     fetcher: Fetcher,
     limits: Limits,
-    /// What `auto` found; asked first from then on.
+    /// What asking the ports found; asked first from then on.
     found: Option<Endpoint>,
+    memory: FromMemory,
+}
+
+#[derive(Debug)]
+enum FromMemory {
+    /// Not to be tried.
+    No,
+    Reader(Box<MemoryReader>),
+    /// It cannot be read, now or ever.
+    Failed(String),
+}
+
+/// What reading memory gave.
+enum Outcome {
+    Books(Box<GoBooks>),
+    /// There is nothing to read: no other source has anything, either.
+    NotGo(String),
+    Failed(String),
 }
 
 impl GoReader {
-    /// `network_namespace`: as [`open_network_namespace`] gives it.
+    /// `network_namespace`: as [`open_network_namespace`] gives it. Reads no memory: see
+    /// [`Self::with_memory`].
     pub fn new(source: GoProfileSource, network_namespace: Option<Arc<File>>) -> Self {
         let fetcher = Fetcher::new(network_namespace);
-        Self { source, fetcher, limits: Limits::default(), found: None }
+        let memory = FromMemory::No;
+        Self { source, fetcher, limits: Limits::default(), found: None, memory }
     }
 
-    /// One reading. `listening_ports` is asked only for `auto`, and only until one answered.
+    /// Where the source asks for it, reads the memory of this process.
+    pub fn with_memory(mut self, pid: u32, profile: GoProfile) -> Self {
+        if matches!(self.source, GoProfileSource::Auto | GoProfileSource::Memory) {
+            let options = memory::Options { profile, ..memory::Options::default() };
+            self.memory = match MemoryReader::open(pid, options) {
+                Ok(reader) => FromMemory::Reader(Box::new(reader)),
+                Err(error) => FromMemory::Failed(error.to_string()),
+            };
+        }
+        self
+    }
+
+    /// One reading. `files` are what the process has mapped; `listening_ports` is asked only for
+    /// `http`, and for `auto` where memory cannot be read, and only until one answered.
     pub async fn read(
         &mut self,
+        files: &[MappedFile],
         listening_ports: impl FnOnce() -> Vec<(IpAddr, u16)>,
     ) -> Known<GoBooks> {
         match &self.source {
@@ -97,20 +144,104 @@ impl GoReader {
             GoProfileSource::Url(endpoint) => {
                 known(self.fetch(endpoint).await.map_err(|why| format!("{endpoint}: {why}")))
             }
-            GoProfileSource::Auto => {
-                match tokio::time::timeout(AUTO_DEADLINE, self.find(listening_ports)).await {
-                    Ok(Ok((books, endpoint))) => {
-                        self.found = Some(endpoint);
-                        Known::Value(books)
-                    }
-                    Ok(Err(reason)) => Known::unknown(reason),
-                    Err(_) => Known::unknown(format!(
-                        "no port answered with a Go heap profile within {} s; name the URL with \
-                         --go-profile",
-                        AUTO_DEADLINE.as_secs()
-                    )),
+            GoProfileSource::Http => known(self.ask_ports(listening_ports).await),
+            GoProfileSource::Memory => match self.read_memory(files).await {
+                Some(Outcome::Books(books)) => Known::Value(*books),
+                Some(Outcome::NotGo(why) | Outcome::Failed(why)) => Known::unknown(why),
+                None => Known::unknown("there is no process whose memory could be read"),
+            },
+            GoProfileSource::Auto => self.read_what_there_is(files, listening_ports).await,
+        }
+    }
+
+    /// Memory, then the ports; each degradation with its reason.
+    async fn read_what_there_is(
+        &mut self,
+        files: &[MappedFile],
+        listening_ports: impl FnOnce() -> Vec<(IpAddr, u16)>,
+    ) -> Known<GoBooks> {
+        let (statistics, why) = match self.read_memory(files).await {
+            None => (None, None),
+            Some(Outcome::NotGo(why)) => return Known::unknown(why),
+            Some(Outcome::Failed(why)) => (None, Some(format!("memory: {why}"))),
+            Some(Outcome::Books(books)) => match &books.no_profile {
+                Some(reason) if self.profile_is_hidden() => {
+                    let why = format!("memory: {reason}");
+                    (Some(books), Some(why))
                 }
+                // A program that keeps no profile has none to serve.
+                _ => return Known::Value(*books),
+            },
+        };
+        match (self.ask_ports(listening_ports).await, statistics) {
+            (Ok(mut books), _) => {
+                books.tried = why.into_iter().collect();
+                Known::Value(books)
             }
+            (Err(reason), Some(mut books)) => {
+                books.tried.push(reason);
+                Known::Value(*books)
+            }
+            (Err(reason), None) => {
+                let reasons: Vec<String> = why.into_iter().chain([reason]).collect();
+                Known::unknown(reasons.join("; "))
+            }
+        }
+    }
+
+    /// The profile's variables were not found: another source may have it.
+    fn profile_is_hidden(&self) -> bool {
+        let FromMemory::Reader(reader) = &self.memory else { return false };
+        reader.found_by().is_some_and(|found| found.profile.is_none())
+    }
+
+    /// Off the session's thread: the first reading parses the program's tables. `None` where memory
+    /// is not to be read.
+    async fn read_memory(&mut self, files: &[MappedFile]) -> Option<Outcome> {
+        let mut reader = match std::mem::replace(&mut self.memory, FromMemory::No) {
+            FromMemory::No => return None,
+            FromMemory::Failed(why) => {
+                self.memory = FromMemory::Failed(why.clone());
+                return Some(Outcome::Failed(why));
+            }
+            FromMemory::Reader(reader) => reader,
+        };
+        let files = files.to_vec();
+        let reading = tokio::task::spawn_blocking(move || {
+            let books = reader.read(&files);
+            (reader, books)
+        });
+        let why = match tokio::time::timeout(MEMORY_DEADLINE, reading).await {
+            Ok(Ok((reader, books))) => {
+                self.memory = FromMemory::Reader(reader);
+                return Some(match books {
+                    Ok(books) => Outcome::Books(Box::new(books)),
+                    Err(error @ MemoryError::NotGo) => Outcome::NotGo(error.to_string()),
+                    Err(error) => Outcome::Failed(error.to_string()),
+                });
+            }
+            Ok(Err(error)) => format!("the reader failed: {error}"),
+            Err(_) => format!("it took more than {} s", MEMORY_DEADLINE.as_secs()),
+        };
+        self.memory = FromMemory::Failed(why.clone());
+        Some(Outcome::Failed(why))
+    }
+
+    async fn ask_ports(
+        &mut self,
+        listening_ports: impl FnOnce() -> Vec<(IpAddr, u16)>,
+    ) -> Result<GoBooks, String> {
+        match tokio::time::timeout(AUTO_DEADLINE, self.find(listening_ports)).await {
+            Ok(Ok((books, endpoint))) => {
+                self.found = Some(endpoint);
+                Ok(books)
+            }
+            Ok(Err(reason)) => Err(reason),
+            Err(_) => Err(format!(
+                "no port answered with a Go heap profile within {} s; name the URL with \
+                 --go-profile",
+                AUTO_DEADLINE.as_secs()
+            )),
         }
     }
 

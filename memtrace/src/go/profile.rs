@@ -43,6 +43,7 @@ impl Default for Limits {
 }
 
 /// What may still be expanded.
+#[derive(Debug)]
 pub(super) struct Budget {
     left: usize,
     limit: usize,
@@ -181,13 +182,13 @@ fn parse_proto(bytes: &[u8], source: &str, limits: &Limits) -> Result<GoBooks, P
                 frames.push(name.clone());
             }
         }
-        stacks.push(GoStack {
-            frames,
-            inuse_bytes: value(Some(inuse_space))?,
-            inuse_objects: value(Some(inuse_objects))?,
-            alloc_bytes: value(alloc_space)?,
-            alloc_objects: value(alloc_objects)?,
-        });
+        let values = [
+            value(Some(inuse_space))?,
+            value(Some(inuse_objects))?,
+            value(alloc_space)?,
+            value(alloc_objects)?,
+        ];
+        stacks.push((frames, values));
     }
     let rate = u64::try_from(profile.period).unwrap_or(0);
     assemble(source, rate, stacks)
@@ -220,42 +221,56 @@ fn names(
     location.line.iter().enumerate().map(&mut name).collect()
 }
 
+/// In use: bytes, objects; allocated: bytes, objects.
+pub(super) type Values = [u64; 4];
+
 /// Folds stacks that read the same, sums up and sorts: the largest first.
 pub(super) fn assemble(
     source: &str,
     sample_rate_bytes: u64,
-    stacks: Vec<GoStack>,
+    stacks: Vec<(Vec<Name>, Values)>,
 ) -> Result<GoBooks, ProfileError> {
-    let mut by_frames: HashMap<Vec<Name>, [u64; 4]> = HashMap::new();
-    let mut total = [0u64; 4];
-    const TOO_LARGE: ProfileError = ProfileError::Contradiction("values beyond 64 bits");
-    for stack in stacks {
-        let values =
-            [stack.inuse_bytes, stack.inuse_objects, stack.alloc_bytes, stack.alloc_objects];
-        let sums = by_frames.entry(stack.frames).or_default();
-        for ((sum, total), value) in sums.iter_mut().zip(&mut total).zip(values) {
+    let mut by_frames: HashMap<Vec<Name>, Values> = HashMap::new();
+    for (frames, values) in stacks {
+        let sums = by_frames.entry(frames).or_default();
+        for (sum, value) in sums.iter_mut().zip(values) {
             *sum = sum.checked_add(value).ok_or(TOO_LARGE)?;
-            *total = total.checked_add(value).ok_or(TOO_LARGE)?;
         }
     }
-    let mut stacks: Vec<GoStack> = by_frames
-        .into_iter()
-        .map(|(frames, [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects])| GoStack {
-            frames,
+    let stacks = by_frames.into_iter().map(
+        |(frames, [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects])| GoStack {
+            frames: frames.into(),
             inuse_bytes,
             inuse_objects,
             alloc_bytes,
             alloc_objects,
-        })
-        .collect();
+        },
+    );
+    sum_up(source, sample_rate_bytes, stacks.collect())
+}
+
+const TOO_LARGE: ProfileError = ProfileError::Contradiction("values beyond 64 bits");
+
+/// Sums up and sorts stacks that are folded already: the largest first.
+pub(super) fn sum_up(
+    source: &str,
+    sample_rate_bytes: u64,
+    mut stacks: Vec<GoStack>,
+) -> Result<GoBooks, ProfileError> {
+    let mut total = [0u64; 4];
+    for stack in &stacks {
+        let values =
+            [stack.inuse_bytes, stack.inuse_objects, stack.alloc_bytes, stack.alloc_objects];
+        for (total, value) in total.iter_mut().zip(values) {
+            *total = total.checked_add(value).ok_or(TOO_LARGE)?;
+        }
+    }
     stacks.sort_by(|a, b| {
         let values = |stack: &GoStack| (stack.inuse_bytes, stack.alloc_bytes);
-        values(b).cmp(&values(a)).then_with(|| {
-            let names = |stack: &'_ GoStack| -> Vec<(String, Option<u32>)> {
-                stack.frames.iter().map(|name| (name.function.clone(), name.line)).collect()
-            };
-            names(a).cmp(&names(b))
-        })
+        fn names(stack: &GoStack) -> impl Iterator<Item = (&str, Option<u32>)> {
+            stack.frames.iter().map(|name| (name.function.as_str(), name.line))
+        }
+        values(b).cmp(&values(a)).then_with(|| names(a).cmp(names(b)))
     });
     let [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects] = total;
     Ok(GoBooks {
@@ -265,8 +280,8 @@ pub(super) fn assemble(
         alloc_bytes,
         alloc_objects,
         sample_rate_bytes,
-        memory: None,
         stacks,
+        ..GoBooks::default()
     })
 }
 

@@ -12,13 +12,13 @@ fn url(address: SocketAddr) -> GoProfileSource {
 
 async fn read(source: GoProfileSource, ports: &[SocketAddr]) -> Known<GoBooks> {
     let ports: Vec<_> = ports.iter().map(|address| (address.ip(), address.port())).collect();
-    GoReader::new(source, None).read(|| ports).await
+    GoReader::new(source, None).read(&[], || ports).await
 }
 
 #[tokio::test]
 async fn nothing_is_read_when_nothing_is_asked_for() {
     let mut reader = GoReader::new(GoProfileSource::Off, None);
-    let books = reader.read(|| panic!("ports were looked for")).await;
+    let books = reader.read(&[], || panic!("ports were looked for")).await;
     assert!(books.reason().unwrap().contains("--go-profile off"));
 }
 
@@ -52,9 +52,9 @@ async fn auto_finds_the_port_that_serves_the_profile_and_remembers_it() {
     let right = answering("200 OK", TEXT.to_vec());
     let ports = vec![(wrong.ip(), wrong.port()), (right.ip(), right.port())];
     let mut reader = GoReader::new(GoProfileSource::Auto, None);
-    let books = reader.read(move || ports).await;
+    let books = reader.read(&[], move || ports).await;
     assert!(books.value().unwrap().source.contains(&right.to_string()));
-    let again = reader.read(|| panic!("ports were looked for again")).await;
+    let again = reader.read(&[], || panic!("ports were looked for again")).await;
     assert_eq!(again, books);
 }
 
@@ -129,7 +129,7 @@ async fn the_books_of_a_running_go_program_equal_what_it_says_of_itself() {
     let truth: serde_json::Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
 
     let mut reader = GoReader::new(GoProfileSource::Auto, None);
-    let books = reader.read(|| vec![(address.ip(), address.port())]).await;
+    let books = reader.read(&[], || vec![(address.ip(), address.port())]).await;
     drop(server.stdin.take());
     server.wait().unwrap();
     let Known::Value(books) = books else { panic!("{books:?}") };
@@ -163,4 +163,34 @@ async fn the_books_of_a_running_go_program_equal_what_it_says_of_itself() {
     }
     assert!(memory.heap_inuse >= bytes);
     assert!(memory.num_gc >= figure("num_gc"));
+}
+
+#[tokio::test]
+async fn a_process_without_go_is_known_from_its_memory_and_no_port_is_asked() {
+    let pid = std::process::id();
+    let process = crate::tracee::process::Process::open(pid).unwrap();
+    let mut mappings = crate::tracee::mappings::Mappings::default();
+    mappings.rescan(&process).unwrap();
+    for source in [GoProfileSource::Auto, GoProfileSource::Memory] {
+        let mut reader = GoReader::new(source, None).with_memory(pid, GoProfile::Published);
+        let books = reader.read(&mappings.files, || panic!("ports were looked for")).await;
+        assert!(books.reason().unwrap().contains("not a Go program"), "{books:?}");
+    }
+}
+
+#[tokio::test]
+async fn where_memory_cannot_be_read_the_ports_are_asked_and_the_reason_is_kept() {
+    let right = answering("200 OK", TEXT.to_vec());
+    let mut reader =
+        GoReader::new(GoProfileSource::Auto, None).with_memory(u32::MAX, GoProfile::Published);
+    let books = reader.read(&[], || vec![(right.ip(), right.port())]).await;
+    let books = books.value().unwrap();
+    assert!(books.inuse_bytes > 0);
+    assert!(matches!(&books.tried[..], [why] if why.contains("memory: no process")), "{books:?}");
+
+    let mut reader =
+        GoReader::new(GoProfileSource::Auto, None).with_memory(u32::MAX, GoProfile::Published);
+    let books = reader.read(&[], Vec::new).await;
+    let reason = books.reason().unwrap();
+    assert!(reason.contains("no process") && reason.contains("no TCP port"), "{reason}");
 }

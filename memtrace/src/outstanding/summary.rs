@@ -48,7 +48,12 @@ impl Summary {
         };
         let rss = from_process(&|process| process.rss);
         let files = from_process(&|process| process.rss_file.saturating_add(process.rss_shmem));
-        let go_inuse = map_known(&snapshot.go, &|go| go.inuse_bytes);
+        let go_inuse = match &snapshot.go {
+            Known::Value(GoBooks { no_profile: Some(reason), .. }) => {
+                Known::unknown(reason.clone())
+            }
+            known => map_known(known, &|go| go.inuse_bytes),
+        };
         let go_retained = match &snapshot.go {
             Known::Value(GoBooks { memory: Some(memory), .. }) => {
                 Known::Value(memory.sys.saturating_sub(memory.heap_released))

@@ -291,13 +291,23 @@ fn go_books(go: &GoBooks) -> Value {
             "inlined": name.inlined,
         })
     };
+    let of_profile = |figure: u64| go.no_profile.is_none().then_some(figure);
     json!({
         "source": go.source,
-        "inuse_bytes": go.inuse_bytes,
-        "inuse_objects": go.inuse_objects,
-        "alloc_bytes": go.alloc_bytes,
-        "alloc_objects": go.alloc_objects,
-        "sample_rate_bytes": go.sample_rate_bytes,
+        "profile": go.profile,
+        "collections_old": go.collections_old,
+        "no_profile": go.no_profile,
+        "inuse_bytes": of_profile(go.inuse_bytes),
+        "inuse_objects": of_profile(go.inuse_objects),
+        "alloc_bytes": of_profile(go.alloc_bytes),
+        "alloc_objects": of_profile(go.alloc_objects),
+        "sample_rate_bytes": of_profile(go.sample_rate_bytes),
+        "tried": go.tried,
+        "cgo": go.cgo,
+        "arenas": go.arenas.iter().map(|arena| json!({
+            "start": hexadecimal(&arena.start),
+            "length_bytes": arena.length_bytes,
+        })).collect::<Vec<_>>(),
         "memory": go.memory,
         "stacks": go.stacks.iter().map(|stack| json!({
             "inuse_bytes": stack.inuse_bytes,

@@ -24,7 +24,9 @@ use crate::kernel::{Kernel, KernelConfig, LogReader, Notice};
 use crate::outstanding::ranges::RangeMap;
 use crate::plan::host::HostFacts;
 use crate::report::visible;
-use crate::snapshot::{Header, HostSummary, Known, ProbeReport, Recording, SCHEMA_VERSION, Tracee};
+use crate::snapshot::{
+    GoProfile, Header, HostSummary, Known, ProbeReport, Recording, SCHEMA_VERSION, Tracee,
+};
 use crate::tracee::ports::{connectable, listening_ports};
 use crate::tracee::process::Process;
 
@@ -121,13 +123,17 @@ impl Session {
             }
             None
         });
+        let profile = match args.go_profile_current {
+            true => GoProfile::Current,
+            false => GoProfile::Published,
+        };
         let mut ranges = RangeMap::new(host.page_size_bytes);
         if let Some(end) = space.heap_end {
             ranges.set_break(end);
         }
         Ok(Self {
             ranges,
-            go: GoReader::new(args.go_profile.clone(), namespace),
+            go: GoReader::new(args.go_profile.clone(), namespace).with_memory(pid, profile),
             own: Process::open(std::process::id())?,
             log,
             verbose: args.verbose,
@@ -331,7 +337,7 @@ impl Session {
         };
         let go = match self.target.process.has_exited() {
             true => Known::unknown("the process has exited"),
-            false => self.go.read(|| ports_of(pid)).await,
+            false => self.go.read(&self.space.mappings.files, || ports_of(pid)).await,
         };
         let stacks = self.kernel.new_stacks().context("failed to read the stacks")?;
         let readings = Readings {

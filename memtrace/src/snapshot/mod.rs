@@ -3,6 +3,8 @@
 //! A [`Recording`] is self-contained: it needs neither process nor kernel to be explained, and a
 //! live run explains itself through the same types. Nothing here does I/O but `file`.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 pub mod file;
@@ -280,14 +282,51 @@ pub struct GoBooks {
     pub sample_rate_bytes: u64,
     /// `runtime.MemStats`, where the source carries it.
     pub memory: Option<GoMemory>,
-    /// The profile's stacks, already symbolized by the Go runtime.
+    /// The profile's stacks, symbolized by the Go runtime or by its own tables.
     pub stacks: Vec<GoStack>,
+    /// Why there is no heap profile, only statistics: the profile's figures then say nothing.
+    #[serde(default)]
+    pub no_profile: Option<String>,
+    /// Which of the runtime's profiles this is.
+    #[serde(default)]
+    pub profile: GoProfile,
+    /// How many collections before the last one the profile is of; unknown from other sources than
+    /// memory.
+    #[serde(default)]
+    pub collections_old: Option<u32>,
+    /// Better sources that failed before this one was read, each with the reason.
+    #[serde(default)]
+    pub tried: Vec<String>,
+    /// Where the Go heap lies; only from memory.
+    #[serde(default)]
+    pub arenas: Vec<GoArena>,
+    /// Whether the runtime uses libc (cgo); unknown from other sources than memory.
+    #[serde(default)]
+    pub cgo: Option<bool>,
+}
+
+/// Which state of the heap a profile shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GoProfile {
+    /// What the runtime publishes: consistent, as of a completed collection.
+    #[default]
+    Published,
+    /// Everything counted so far: allocations of now, frees only up to the last sweep.
+    Current,
+}
+
+/// A range of addresses that the Go heap lies in; reserved, not all of it in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoArena {
+    pub start: u64,
+    pub length_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GoStack {
-    /// Leaf first.
-    pub frames: Vec<Name>,
+    /// Leaf first; shared by the snapshots of one run.
+    pub frames: Arc<[Name]>,
     pub inuse_bytes: u64,
     pub inuse_objects: u64,
     pub alloc_bytes: u64,
@@ -312,6 +351,22 @@ pub struct GoMemory {
     pub other_sys: u64,
     pub next_gc: u64,
     pub num_gc: u64,
+    #[serde(default)]
+    pub mspan_inuse: Option<u64>,
+    #[serde(default)]
+    pub mcache_inuse: Option<u64>,
+    /// Of [`Self::num_gc`], those that the program asked for.
+    #[serde(default)]
+    pub num_forced_gc: Option<u64>,
+    /// Unix time of the end of the last collection; 0 before the first.
+    #[serde(default)]
+    pub last_gc_unix_ns: Option<u64>,
+    /// `GOGC`, percent; -1 when off. Only from memory.
+    #[serde(default)]
+    pub gogc_percent: Option<i32>,
+    /// `GOMEMLIMIT`, bytes; `i64::MAX` without one. Only from memory.
+    #[serde(default)]
+    pub memory_limit: Option<u64>,
 }
 
 /// `/proc/PID/status` and `smaps_rollup`, bytes.

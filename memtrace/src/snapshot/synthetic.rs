@@ -275,14 +275,15 @@ fn go_books(scale: u64) -> GoBooks {
                     false,
                 ),
                 name("main.cacheOrder", Some(("/src/orders/cache.go", 34)), false),
-            ],
+            ]
+            .into(),
             inuse_bytes: 11 * MIB * scale + 13,
             inuse_objects: 113 * scale,
             alloc_bytes: 71 * MIB * scale,
             alloc_objects: 977 * scale,
         },
         GoStack {
-            frames: vec![name("main.main", Some(("/src/orders/main.go", 12)), false)],
+            frames: [name("main.main", Some(("/src/orders/main.go", 12)), false)].into(),
             inuse_bytes: 524_801,
             inuse_objects: 1,
             alloc_bytes: 524_801,
@@ -312,8 +313,10 @@ fn go_books(scale: u64) -> GoBooks {
             other_sys: 1_000_000,
             next_gc: 28 * MIB,
             num_gc: 17,
+            ..GoMemory::default()
         }),
         stacks,
+        ..GoBooks::default()
     }
 }
 

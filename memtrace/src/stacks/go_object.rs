@@ -80,7 +80,23 @@ impl<'e, 's, S: ByteSource + ?Sized> Words<'e, 's, S> {
 struct Found<'s> {
     table: PclnTable<'s>,
     table_vaddr: u64,
+    module: Option<u64>,
     inline_trees_at: Vec<u64>,
+}
+
+/// An object's Go table with the place of `runtime.firstmoduledata`.
+#[derive(Debug)]
+pub struct GoModule {
+    pub table: PclnTable<'static>,
+    /// Virtual address in the object.
+    pub vaddr: u64,
+}
+
+/// The object's Go table and module data, free of what they were read from.
+pub fn find_go_module<S: ByteSource + ?Sized>(elf: &Elf<'_, S>) -> Option<GoModule> {
+    let mut found = find(elf)?;
+    choose_inline_trees(elf, &mut found);
+    Some(GoModule { vaddr: found.module?, table: found.table.into_owned() })
 }
 
 /// The object's Go table, ready for look-ups by the object's virtual addresses.
@@ -115,7 +131,8 @@ fn find<'s, S: ByteSource + ?Sized>(elf: &Elf<'s, S>) -> Option<Found<'s>> {
         }
         _ => Vec::new(),
     };
-    Some(Found { table: PclnTable::parse(data, text)?, table_vaddr, inline_trees_at })
+    let module = module.map(|(vaddr, _)| vaddr);
+    Some(Found { table: PclnTable::parse(data, text)?, table_vaddr, module, inline_trees_at })
 }
 
 fn find_pclntab<'s, S: ByteSource + ?Sized>(elf: &Elf<'s, S>) -> Option<(u64, Cow<'s, [u8]>)> {

@@ -342,7 +342,12 @@ impl<'d> PclnTable<'d> {
                 let at = function.start.wrapping_add(size / 4 * quarter);
                 let Some(index) = self.inline_index(&function, at) else { continue };
                 match self.inlined_call(&function, index) {
-                    Some((name, parent)) if u64::from(parent) < size && self.starts_name(name) => {
+                    // The first name of all stands at 0, but so does what is no tree at all.
+                    Some((name, parent))
+                        if u64::from(parent) < size
+                            && (name, parent) != (0, 0)
+                            && self.starts_name(name) =>
+                    {
                         right += 1;
                     }
                     _ => wrong += 1,
@@ -352,10 +357,11 @@ impl<'d> PclnTable<'d> {
         (right, wrong)
     }
 
-    /// Whether a name starts at this offset: the byte before it ends another.
+    /// Whether a name starts at this offset: at the start of the names, or where another ended.
     fn starts_name(&self, offset: u32) -> bool {
         let at = self.names.saturating_add(offset as usize);
-        offset > 0 && self.data.get(at - 1) == Some(&0) && self.name_at(offset).is_some()
+        let follows = offset == 0 || self.data.get(at - 1) == Some(&0);
+        follows && self.name_at(offset).is_some()
     }
 }
 

@@ -189,7 +189,7 @@ fn an_inline_tree_that_is_its_own_parent_ends() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(crate::go::memory::fuzz_cases(512)))]
 
     #[test]
     fn a_damaged_table_never_panics(

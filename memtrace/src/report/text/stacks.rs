@@ -8,7 +8,7 @@ use crate::outstanding::books::{GrowthBase, RangeLine, StackLine};
 use crate::outstanding::frames::{Frame, FrameKind, base_name};
 use crate::report::numbers::{ages, bytes, count, duration, grouped, rate};
 use crate::sanitize::visible;
-use crate::snapshot::RangeOwner;
+use crate::snapshot::{GoBooks, GoProfile, RangeOwner};
 
 /// Stacks below 0.05 % would read 0.0 %: they are summed up.
 const SMALLEST_SHARE: f64 = 0.0005;
@@ -229,13 +229,28 @@ impl Page<'_> {
             1 => "every allocation recorded".to_owned(),
             rate => format!("sampled, one per {} on average", bytes(rate)),
         };
-        let text = format!(
-            "{} in {}, {sampled}, as of the last completed collection; from {}.",
-            bytes(go.inuse_bytes),
-            count(go.inuse_objects, "object"),
-            visible(&go.source)
-        );
+        let text = match &go.no_profile {
+            Some(reason) => format!("No heap profile: {}.", visible(reason)),
+            None => format!(
+                "{} in {}, {sampled}, {}; from {}.",
+                bytes(go.inuse_bytes),
+                count(go.inuse_objects, "object"),
+                self.age_of_go_profile(go),
+                visible(&go.source)
+            ),
+        };
         self.paragraph(2, &text);
+        if let (Some(memory), None) = (&go.memory, &go.no_profile) {
+            let text = format!(
+                "The runtime counts {} now (HeapAlloc, measured: live objects, and garbage since \
+                 the last collection).",
+                bytes(memory.heap_alloc)
+            );
+            self.paragraph(2, &text);
+        }
+        for why in &go.tried {
+            self.paragraph(2, &format!("Not read elsewhere: {}.", visible(why)));
+        }
         let mut stacks: Vec<_> = go.stacks.iter().filter(|stack| stack.inuse_bytes > 0).collect();
         stacks.sort_by(|a, b| {
             let key = |stack: &crate::snapshot::GoStack| {
@@ -252,6 +267,30 @@ impl Page<'_> {
             let names = self.paint.go(&keep_start(&names.join(" ← "), room));
             let figure = self.paint.figure(&figure);
             self.line(&format!("{figure}   {names}"));
+        }
+    }
+}
+
+impl Page<'_> {
+    /// Which state of the heap a profile shows, and how long ago that was.
+    fn age_of_go_profile(&self, go: &GoBooks) -> String {
+        if go.profile == GoProfile::Current {
+            return "as of now (frees as of the last sweep)".to_owned();
+        }
+        let Some(old) = go.collections_old else {
+            return "as of the last completed collection".to_owned();
+        };
+        let last = go.memory.and_then(|memory| {
+            let ended = memory.last_gc_unix_ns.filter(|ended| *ended > 0)?;
+            let ago = duration(self.books.snapshot.unix_ns.saturating_sub(ended));
+            Some(format!("number {}, {ago} ago", memory.num_gc))
+        });
+        match (old, last) {
+            (_, None) => "everything so far, as there was no collection yet".to_owned(),
+            (0, Some(last)) => format!("as of the last collection ({last})"),
+            (old, Some(last)) => {
+                format!("as of {} before the last ({last})", count(old.into(), "collection"))
+            }
         }
     }
 }

@@ -1,0 +1,16 @@
+//go:build cgo
+
+package main
+
+/*
+#include <stdlib.h>
+
+static void *in_c(size_t size) { return malloc(size); }
+*/
+import "C"
+
+// Links the runtime with libc.
+var fromC = C.in_c(1000)
+
+//export Books
+func Books() { run() }
