@@ -64,17 +64,15 @@ pub fn start(hook: &Hook, process: &ProcessRow, thread: &mut ThreadRow) -> bool 
     };
     thread.scratch.frames[0] = pc;
     mix(&mut thread.walk, pc);
-    match word(thread, sp) {
-        Some(address) => {
-            thread.walk.return_address = address;
-            thread.walk.pc = unpatched(thread, sp, address);
-            true
-        }
-        None => {
-            thread.walk.end = WalkEnd::Unreadable as u32;
-            false
-        }
+    let mut failed = false;
+    let address = word(thread, sp, &mut failed);
+    if failed {
+        thread.walk.end = WalkEnd::Unreadable as u32;
+        return false;
     }
+    thread.walk.return_address = address;
+    thread.walk.pc = unpatched(thread, sp, address);
+    true
 }
 
 /// What `bpf_loop` hands to each step.
@@ -186,11 +184,12 @@ fn to_caller<S: Steps>(
     let wanted = if thread.walk.interrupted != 0 { pc } else { pc.wrapping_sub(1) };
     let row = find_row::<S>(&thread.walk, process, wanted)?;
     thread.walk.interrupted = 0;
+    let mut failed = false;
     let offset = (i64::from(row.offset_by_8) * 8) as u64;
     let cfa = match row.kind {
         CfaKind::Rsp => sp.wrapping_add(offset),
         CfaKind::Rbp => bp.wrapping_add(offset),
-        CfaKind::DerefRbp => word(thread, bp.wrapping_add(offset)).ok_or(WalkEnd::Unreadable)?,
+        CfaKind::DerefRbp => word(thread, bp.wrapping_add(offset), &mut failed),
         CfaKind::Plt => sp.wrapping_add(if pc & 15 >= 11 { 16 } else { 8 }),
         CfaKind::FramePointer => {
             if bp == 0 {
@@ -202,20 +201,24 @@ fn to_caller<S: Steps>(
         CfaKind::Signal => return out_of_signal(&mut thread.walk),
         CfaKind::None => return Err(WalkEnd::NoUnwindRow),
     };
+    if failed {
+        return Err(WalkEnd::Unreadable);
+    }
     // Only Go's frame-pointer steps change to another stack, up or down.
     let stays = row.kind != CfaKind::FramePointer && cfa < sp;
     if stays || cfa == sp {
         return Err(WalkEnd::NoProgress);
     }
     let saved_bp = match (row.kind, row.rbp) {
-        (CfaKind::FramePointer, _) => word(thread, cfa.wrapping_sub(16)),
-        (_, 0) => Some(bp),
-        (_, RBP_AT_RBP) => word(thread, bp),
-        (_, by_8) => word(thread, cfa.wrapping_add((i64::from(by_8) * 8) as u64)),
+        (CfaKind::FramePointer, _) => word(thread, cfa.wrapping_sub(16), &mut failed),
+        (_, 0) => bp,
+        (_, RBP_AT_RBP) => word(thread, bp, &mut failed),
+        (_, by_8) => word(thread, cfa.wrapping_add((i64::from(by_8) * 8) as u64), &mut failed),
     };
-    let (Some(saved_bp), Some(address)) = (saved_bp, word(thread, cfa.wrapping_sub(8))) else {
+    let address = word(thread, cfa.wrapping_sub(8), &mut failed);
+    if failed {
         return Err(WalkEnd::Unreadable);
-    };
+    }
     if address == 0 {
         return Err(WalkEnd::Complete);
     }
@@ -229,21 +232,27 @@ const WINDOW_BYTES: u64 = 8 * WINDOW_WORDS as u64;
 /// No user address is near it (a broken frame that points there finds the thread's own old words).
 const NO_WINDOW: u64 = 1 << 63;
 
-/// The word at an address of the thread's stack; a walk mostly asks in rising order.
+/// The word at an address of the thread's stack; a walk mostly asks in rising order. 0 and
+/// `failed`, where it cannot be read.
+///
+/// Not an `Option`: of `None` the compiler keeps a register that holds nothing, and verifiers before
+/// Linux 6.3 let nobody spill that.
 #[inline(always)]
-fn word(thread: &mut ThreadRow, address: u64) -> Option<u64> {
+fn word(thread: &mut ThreadRow, address: u64, failed: &mut bool) -> u64 {
     let mut at = address.wrapping_sub(thread.walk.window);
-    if at > WINDOW_BYTES - 8 {
+    if at > WINDOW_BYTES - 8 || at % 8 != 0 {
         // Past the end of the stack no whole window can be copied, but maybe the word.
         if !copy(&raw mut thread.window, address) {
             thread.walk.window = NO_WINDOW;
-            return read_word(address);
+            let mut word = 0_u64;
+            *failed |= !copy(&raw mut word, address);
+            return word;
         }
         thread.walk.window = address;
         at = 0;
     }
-    // SAFETY: `at` is at most the window's size less one word.
-    Some(unsafe { (&raw const thread.window).byte_add(at as usize).cast::<u64>().read_unaligned() })
+    // SAFETY: `at` is at most the window's size less one word, and a multiple of a word's.
+    unsafe { (&raw const thread.window).byte_add(at as usize).cast::<u64>().read() }
 }
 
 /// Offsets of RBP, RSP and RIP in the `ucontext_t` that the kernel pushes for a handler; it lies
