@@ -30,7 +30,9 @@ pub fn all(short: bool, only: Option<&str>) {
 }
 
 fn name(case: &Case) -> String {
-    case.kind.place(case.name).display().to_string()
+    let place = case.kind.place(case.name);
+    let chained = if case.memtrace_environment.is_empty() { "" } else { ", chained" };
+    format!("{}{chained}", place.display())
 }
 
 /// `memtrace doctor` ends with 0.
@@ -47,18 +49,30 @@ fn doctor() -> Result<()> {
     Ok(())
 }
 
-/// Loads the kernel side, and tells what it was for the verifier.
+/// Loads the kernel side in both of its ways, and tells what it was for the verifier.
 fn load() -> Result<()> {
     let (name, kind) = cases::MALLOC;
-    let program = Program::start(&compile::program(name, kind)?, &[] as &[&str], &[])?;
-    let recording = Recording::attach(program.pid(), &["--verbose", "--go-profile", "off"])?;
+    let looping = loaded(&Case::new(name, kind))?;
+    let chained = loaded(&Case::new(name, kind).chained())?;
+    let mut programs = looping.1;
+    for (name, count) in chained.1 {
+        if !programs.iter().any(|(known, _)| *known == name) {
+            programs.push((name, count));
+        }
+    }
+    event::loaded(looping.0, &programs);
+    Ok(())
+}
+
+fn loaded(case: &Case) -> Result<(u64, Vec<(String, u64)>)> {
+    let program = Program::start(&compile::program(case.name, case.kind)?, &[] as &[&str], &[])?;
+    let arguments = ["--verbose", "--go-profile", "off"];
+    let recording = Recording::attach_in(case.memtrace_environment, program.pid(), &arguments)?;
     let finished = recording.interrupt()?;
     let told = told(&finished.stderr);
     finished.recorded()?;
     program.finish()?;
-    let (milliseconds, programs) = told?;
-    event::loaded(milliseconds, &programs);
-    Ok(())
+    told
 }
 
 /// From what `record --verbose` says: milliseconds of loading, verified instructions by program.
