@@ -18,7 +18,6 @@ pub fn cases(short: bool) -> Vec<Case> {
         Case::new("mmap_partial", Kind::C),
         Case::new("allocations", Kind::Go),
         Case::new("thread_death", Kind::C),
-        Case::new("allocations", Kind::Go).chained(),
     ];
     if short {
         return cases;
@@ -47,6 +46,7 @@ pub fn cases(short: bool) -> Vec<Case> {
         Case::new("exec", Kind::C).ends_by_itself(),
         Case::new("mixed_threads", Kind::C).arguments(&["8"]),
         Case::new("mixed_threads", Kind::C).arguments(&["8"]).chained(),
+        Case::new("allocations", Kind::Go).chained(),
         Case::new("callback", Kind::Go).chained(),
         Case::new("distinct_stacks", Kind::C).memtrace(&["--max-stacks", "65536"]),
         Case::new("many_calls", Kind::C).arguments(&["50000", "8"]),
