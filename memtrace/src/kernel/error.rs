@@ -36,7 +36,7 @@ pub enum KernelError {
     Load { advice: String, cause: Box<EbpfError> },
 
     #[error("failed to load BPF program `{program}`: {advice}")]
-    LoadProgram { program: &'static str, advice: String, cause: io::Error },
+    LoadProgram { program: &'static str, advice: String, denied: bool },
 
     #[error("failed to attach BPF program `{program}` to tracepoint `{tracepoint}`: {advice}")]
     AttachTracepoint {
@@ -87,17 +87,22 @@ impl KernelError {
         match error {
             ProgramError::LoadError { io_error, verifier_log } => {
                 let log = shortened(&verifier_log.to_string());
-                let advice = if log.is_empty() {
-                    advice(&io_error)
-                } else {
-                    format!("{}; the kernel's verifier says:\n{log}", advice(&io_error))
+                let denied = log.is_empty()
+                    && matches!(io_error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
+                // Once the verifier has spoken, its EACCES is about the program, not about us.
+                let advice = match log.as_str() {
+                    "" => advice(&io_error),
+                    log => format!(
+                        "{io_error}: this kernel's verifier refuses it: use another kernel (see \
+                         `memtrace doctor`), and report this with the kernel's release; it says:\n{log}"
+                    ),
                 };
-                Self::LoadProgram { program, advice, cause: io_error }
+                Self::LoadProgram { program, advice, denied }
             }
             other => Self::LoadProgram {
                 program,
                 advice: format!("{}: see `memtrace doctor`", chain(&other)),
-                cause: io::Error::other(other),
+                denied: false,
             },
         }
     }
@@ -150,7 +155,7 @@ impl KernelError {
                 }
                 _ => false,
             },
-            Self::LoadProgram { cause, .. } => refused(cause),
+            Self::LoadProgram { denied, .. } => *denied,
             Self::Map { source, .. } => refused(source),
             Self::AttachTracepoint { denied, .. } => *denied,
             _ => false,

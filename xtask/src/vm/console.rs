@@ -10,6 +10,10 @@ const SHOWN_COMPLAINTS: usize = 5;
 const COMPLAINTS: [&str; 5] =
     ["Oops: ", "BUG: ", "WARNING: ", "general protection fault", "Kernel panic"];
 
+/// What a kernel before 6.1 says once, in the line above its warning, of every tracer whose maps grow
+/// as they fill; `memtrace doctor` tells that it will.
+const EXPECTED: &str = "trace type BPF program uses run-time allocation";
+
 /// The end of a console, with nothing in it that a terminal acts on.
 pub fn last_lines(console: &str) -> String {
     let lines: Vec<String> = lines(console).collect();
@@ -20,8 +24,14 @@ pub fn last_lines(console: &str) -> String {
 
 /// What the kernel complained of, if it did: then nothing that was seen to hold counts.
 pub fn complaint(console: &str) -> Option<String> {
-    let found: Vec<String> =
-        lines(console).filter(|line| COMPLAINTS.iter().any(|words| line.contains(words))).collect();
+    let mut found = Vec::new();
+    let mut above = String::new();
+    for line in lines(console) {
+        if COMPLAINTS.iter().any(|words| line.contains(words)) && !above.contains(EXPECTED) {
+            found.push(line.clone());
+        }
+        above = line;
+    }
     let (first, more) = (found.first()?, found.len().saturating_sub(SHOWN_COMPLAINTS));
     let rest = found.iter().skip(1).take(SHOWN_COMPLAINTS - 1);
     let mut out = format!("the kernel complained: {first}");
@@ -54,6 +64,18 @@ mod tests {
         assert_eq!(shown.lines().count(), SHOWN_LINES);
         assert!(shown.ends_with("] line 99"));
         assert!(!shown.contains('\x1b'));
+    }
+
+    #[test]
+    fn the_one_warning_that_is_known_is_no_complaint() {
+        let known = "[ 7.4] trace type BPF program uses run-time allocation\r\n\
+                     [ 7.4] WARNING: CPU: 0 PID: 96 at kernel/bpf/verifier.c:10493 bpf_check\r\n";
+        assert_eq!(complaint(known), None);
+        let other = "[ 9.0] WARNING: CPU: 1 PID: 97 at kernel/fork.c:1";
+        assert_eq!(
+            complaint(&format!("{known}{other}")),
+            Some(format!("the kernel complained: {other}"))
+        );
     }
 
     #[test]

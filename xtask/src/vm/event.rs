@@ -90,7 +90,13 @@ impl Told {
             }
             Event::Text { name, text } => self.texts.push((name, text)),
             Event::Loaded { milliseconds, programs } => {
-                self.loaded = Some(Loaded { milliseconds, programs });
+                // The first is what users get; others are other programs of the same object.
+                let loaded = self
+                    .loaded
+                    .get_or_insert_with(|| Loaded { milliseconds, programs: BTreeMap::new() });
+                for (program, count) in programs {
+                    loaded.programs.entry(program).or_insert(count);
+                }
             }
             // Passed on as it comes.
             Event::Output { .. } => {}

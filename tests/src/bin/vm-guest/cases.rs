@@ -17,6 +17,7 @@ pub fn cases(short: bool) -> Vec<Case> {
         Case::new("cross_thread_free", Kind::C),
         Case::new("mmap_partial", Kind::C),
         Case::new("allocations", Kind::Go),
+        Case::new("thread_death", Kind::C),
     ];
     if short {
         return cases;
@@ -32,7 +33,6 @@ pub fn cases(short: bool) -> Vec<Case> {
         "aligned",
         "free_null",
         "strings",
-        "thread_death",
         "longjmp",
         "signal_longjmp",
         "fork",
@@ -45,6 +45,9 @@ pub fn cases(short: bool) -> Vec<Case> {
     cases.extend([
         Case::new("exec", Kind::C).ends_by_itself(),
         Case::new("mixed_threads", Kind::C).arguments(&["8"]),
+        Case::new("mixed_threads", Kind::C).arguments(&["8"]).chained(),
+        Case::new("allocations", Kind::Go).chained(),
+        Case::new("callback", Kind::Go).chained(),
         Case::new("distinct_stacks", Kind::C).memtrace(&["--max-stacks", "65536"]),
         Case::new("many_calls", Kind::C).arguments(&["50000", "8"]),
         Case::new("malloc", Kind::CStaticGlibc),

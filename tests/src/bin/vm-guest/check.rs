@@ -22,6 +22,9 @@ pub fn all(short: bool, only: Option<&str>) {
     };
     check("doctor", &doctor);
     check("load", &load);
+    if !short {
+        check("load, chained", &load_chained);
+    }
     for case in cases::cases(short) {
         check(&name(&case), &|| exact(&case));
     }
@@ -30,7 +33,9 @@ pub fn all(short: bool, only: Option<&str>) {
 }
 
 fn name(case: &Case) -> String {
-    case.kind.place(case.name).display().to_string()
+    let place = case.kind.place(case.name);
+    let chained = if case.memtrace_environment.is_empty() { "" } else { ", chained" };
+    format!("{}{chained}", place.display())
 }
 
 /// `memtrace doctor` ends with 0.
@@ -50,15 +55,28 @@ fn doctor() -> Result<()> {
 /// Loads the kernel side, and tells what it was for the verifier.
 fn load() -> Result<()> {
     let (name, kind) = cases::MALLOC;
-    let program = Program::start(&compile::program(name, kind)?, &[] as &[&str], &[])?;
-    let recording = Recording::attach(program.pid(), &["--verbose", "--go-profile", "off"])?;
+    let (milliseconds, programs) = loaded(&Case::new(name, kind))?;
+    event::loaded(milliseconds, &programs);
+    Ok(())
+}
+
+/// Loads the programs that walk stacks without `bpf_loop`, and tells the same of them.
+fn load_chained() -> Result<()> {
+    let (name, kind) = cases::MALLOC;
+    let (milliseconds, programs) = loaded(&Case::new(name, kind).chained())?;
+    event::loaded(milliseconds, &programs);
+    Ok(())
+}
+
+fn loaded(case: &Case) -> Result<(u64, Vec<(String, u64)>)> {
+    let program = Program::start(&compile::program(case.name, case.kind)?, &[] as &[&str], &[])?;
+    let arguments = ["--verbose", "--go-profile", "off"];
+    let recording = Recording::attach_in(case.memtrace_environment, program.pid(), &arguments)?;
     let finished = recording.interrupt()?;
     let told = told(&finished.stderr);
     finished.recorded()?;
     program.finish()?;
-    let (milliseconds, programs) = told?;
-    event::loaded(milliseconds, &programs);
-    Ok(())
+    told
 }
 
 /// From what `record --verbose` says: milliseconds of loading, verified instructions by program.
