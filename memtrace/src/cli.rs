@@ -30,7 +30,7 @@ pub enum Command {
     ///
     /// At allocator calls, sampled, each stack is walked as `record` walks it, and again by
     /// framehop over a copy of the same memory; says how many agree. Exits with 0 when none
-    /// contradicts, with 7 when one does. Needs what `record` needs; nothing is recorded.
+    /// contradicts, with 7 when one does. Needs what `record` needs, and Linux 5.17; nothing is recorded.
     Selftest(SelftestArgs),
     /// Say what this host can do: kernel features, capabilities, cgroups, container runtimes
     ///
