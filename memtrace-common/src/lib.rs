@@ -5,4 +5,5 @@
 pub mod calls;
 pub mod counters;
 pub mod rows;
+pub mod selftest;
 pub mod unwind;

@@ -10,6 +10,7 @@
 //! | thread exit, exec | `thread_exit`, `exec` | clears what is in flight, tells the user side |
 //! | the entries, without `bpf_loop` | `call_entry_chained`, `range_entry_chained`, `walk_frames`, `after_call_walk`, `after_range_walk` | the same, by tail calls |
 //! | allocator entry, in the benchmark | `stack_only` | takes the stack, and forgets it |
+//! | allocator entry, of a self-check only | `selftest_entry` | sends the stack and its memory |
 //!
 //! Programs sleep never, store nothing per CPU but counters, and act only on processes in
 //! `PROCESSES` while `CONFIG.armed` is set.
@@ -24,6 +25,7 @@ mod count;
 mod hook;
 mod maps;
 mod ranges;
+mod selftest;
 mod tasks;
 mod unwind;
 
@@ -93,6 +95,12 @@ pub fn after_range_walk(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn stack_only(ctx: ProbeContext) -> u32 {
     calls::take_stack(&ctx);
+    0
+}
+
+#[uprobe]
+pub fn selftest_entry(ctx: ProbeContext) -> u32 {
+    selftest::enter(&ctx);
     0
 }
 

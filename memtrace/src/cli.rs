@@ -26,6 +26,12 @@ pub enum Command {
     Record(RecordArgs),
     /// Render a recording again, in any format; needs neither root nor the process
     Report(ReportArgs),
+    /// Check the stacks of a live process against the objects' own unwind information
+    ///
+    /// At allocator calls, sampled, each stack is walked as `record` walks it, and again by
+    /// framehop over a copy of the same memory; says how many agree. Exits with 0 when none
+    /// contradicts, with 7 when one does. Needs what `record` needs, and Linux 5.17; nothing is recorded.
+    Selftest(SelftestArgs),
     /// Say what this host can do: kernel features, capabilities, cgroups, container runtimes
     ///
     /// Exits with 0 when `record` would work here, with 1 when it would not.
@@ -172,6 +178,24 @@ pub struct ReportArgs {
 
     #[command(flatten)]
     pub formats: FormatArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct SelftestArgs {
+    #[command(flatten)]
+    pub target: TargetArgs,
+
+    /// How many stacks to compare
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub stacks: u64,
+
+    /// End after this time at the latest
+    #[arg(short, long, value_parser = parse_duration, value_name = "TIME", default_value = "60s")]
+    pub duration: Duration,
+
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -28,6 +28,8 @@ const TESTS: &[&str] = &[
     "libjemalloc2",
     "libtcmalloc-minimal4|libtcmalloc-minimal4t64",
     "libmimalloc2.0|libmimalloc2.1|libmimalloc3",
+    "python3",
+    "redis-server",
     "redis-tools",
     "memcached",
     "docker.io",

@@ -80,7 +80,7 @@ pub enum AttachOutcome {
 }
 
 /// Why one probe could not be attached.
-struct Refusal {
+pub(super) struct Refusal {
     reason: String,
     denied: bool,
 }
@@ -189,7 +189,7 @@ impl Kernel {
         self.attach_at(scope, probe, index, program, site).map(Some)
     }
 
-    fn attach_at(
+    pub(super) fn attach_at(
         &mut self,
         scope: NonZeroU32,
         probe: &PlannedProbe,
@@ -270,7 +270,7 @@ fn explain(error: &ProgramError, path: &Path, offset: u64) -> Refusal {
 
 /// A thread of the process that has not ended: the kernel ties a probe's filter to the memory of
 /// one thread, and a leader that has ended has none.
-fn living_thread(pid: u32) -> Option<NonZeroU32> {
+pub(super) fn living_thread(pid: u32) -> Option<NonZeroU32> {
     let lives = |tid: u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
         let state = stat.get(stat.rfind(") ")? + 2..)?.chars().next()?;

@@ -1,6 +1,7 @@
 //! Loading: the object, its limits, its programs, its maps.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -48,6 +49,10 @@ const CHAINED: Entries = Entries {
     ],
 };
 
+/// The only one that a self-check loads; it needs `bpf_loop`.
+pub(super) const SELFTEST: &str = "selftest_entry";
+const SELFTEST_WALKERS: Entries = Entries { call: SELFTEST, range: SELFTEST, chained: &[] };
+
 fn walkers() -> Entries {
     let is_chained = std::env::var_os(WALK_VARIABLE).is_some_and(|walk| walk == "chained");
     if !is_chained && features::bpf_loop().is_ok() { LOOPING } else { CHAINED }
@@ -69,6 +74,7 @@ impl Kernel {
         let object = object()?;
         let start = Instant::now();
         let log_level = if config.verbose { 0xff_u8 } else { 0 };
+        let selftest_interval_ns = config.selftest_interval_ns.unwrap_or(0);
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("BLOCKS", config.max_blocks.max(1))
             .map_max_entries("STACKS", config.max_stacks.max(1))
@@ -78,10 +84,17 @@ impl Kernel {
             .map_max_entries("ROWS", config.max_unwind_rows.max(1))
             .map_max_entries("RING", config.ring_bytes.max(4096).next_power_of_two())
             .override_global("AYA_LOG_LEVEL", &log_level, false)
+            .override_global("SELFTEST_INTERVAL_NS", &selftest_interval_ns, false)
             .load(&object)
             .map_err(KernelError::load)?;
-        let walkers = walkers();
-        for name in UPROBES.into_iter().chain([walkers.call, walkers.range]) {
+        let walkers = match config.selftest_interval_ns {
+            None => walkers(),
+            Some(_) => SELFTEST_WALKERS,
+        };
+        let others: &[&'static str] =
+            if config.selftest_interval_ns.is_some() { &[] } else { &UPROBES };
+        let entries = BTreeSet::from([walkers.call, walkers.range]);
+        for &name in others.iter().chain(&entries) {
             load_uprobe(&mut ebpf, name)?;
         }
         let chain = load_chain(&mut ebpf, walkers.chained)?;

@@ -14,6 +14,7 @@ pub mod features;
 mod load;
 mod read;
 mod ring;
+mod selftest;
 mod sys;
 mod tables;
 mod verified;
@@ -35,6 +36,7 @@ pub use error::KernelError;
 pub use load::LogReader;
 pub use read::{KernelSnapshot, ProcessTotals, StoredStack};
 pub use ring::{Drained, Notice, RangeEvent};
+pub use selftest::{Sample, SelftestCounters};
 
 /// The limits of the kernel side, and what each costs in bytes of kernel memory.
 ///
@@ -56,6 +58,9 @@ pub struct KernelConfig {
     pub verbose: bool,
     /// Have the kernel count the time in BPF programs (of the whole host) while memtrace runs.
     pub count_bpf_time: bool,
+    /// Load the program of a self-check in place of those of a recording: at least this long, on
+    /// the mean, between two samples of one thread. See [`Kernel::attach_selftest`].
+    pub selftest_interval_ns: Option<u32>,
 }
 
 impl Default for KernelConfig {
@@ -69,6 +74,7 @@ impl Default for KernelConfig {
             max_unwind_rows: 1 << 20,
             verbose: false,
             count_bpf_time: true,
+            selftest_interval_ns: None,
         }
     }
 }

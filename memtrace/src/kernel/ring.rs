@@ -112,12 +112,12 @@ impl Kernel {
     }
 }
 
-enum Record {
+pub(super) enum Record {
     Range(RangeEvent),
     Notice(Notice),
 }
 
-fn parse(bytes: &[u8]) -> Option<Record> {
+pub(super) fn parse(bytes: &[u8]) -> Option<Record> {
     let kind = u32::from_ne_bytes(bytes.first_chunk().copied()?);
     match kind {
         RECORD_RANGE if bytes.len() >= size_of::<RangeRecord>() => {

@@ -17,6 +17,7 @@ mod text;
 
 pub use crate::sanitize::{visible, visible_lines};
 pub use json::JSON_SCHEMA;
+pub use numbers::grouped;
 
 /// How a recording is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

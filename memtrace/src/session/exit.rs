@@ -21,6 +21,11 @@ pub enum SessionError {
     ExitedEarly { pid: u32 },
     #[error("not permitted to attach a probe to process {pid}\n{reasons}")]
     AttachDenied { pid: u32, reasons: String },
+    #[error(
+        "process {pid} called no allocator that is probed until {ended}: no stack was compared; \
+         put load on it, or raise --duration"
+    )]
+    NothingCompared { pid: u32, ended: String },
     #[error("only one output can be `-` (standard output); give the others a file")]
     TwoOnStdout,
     #[error(
@@ -38,6 +43,7 @@ pub enum SessionError {
 /// | 4 | not permitted |
 /// | 5 | nothing to probe |
 /// | 6 | the kernel lacks something |
+/// | 7 | `selftest`: contradictions were found (no error: [`super::selftest`]) |
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     let code = error.chain().find_map(|cause| {
         if let Some(error) = cause.downcast_ref::<ProcessError>() {
@@ -69,6 +75,7 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
             SessionError::TwoOnStdout | SessionError::SameFileTwice { .. } => Some(2),
             SessionError::ExitedEarly { .. } => Some(3),
             SessionError::AttachDenied { .. } => Some(4),
+            SessionError::NothingCompared { .. } => Some(1),
             SessionError::NothingToProbe { .. } | SessionError::NothingAttached { .. } => Some(5),
         }
     });

@@ -9,6 +9,7 @@ mod range_events;
 mod record;
 mod recorder;
 mod say;
+mod selftest;
 mod signals;
 mod space;
 mod target;
@@ -35,6 +36,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             runtime()?.block_on(record::run(args))
         }
         Command::Report(args) => report(&args),
+        Command::Selftest(args) => {
+            diagnostics::install(false);
+            runtime()?.block_on(selftest::run(args))
+        }
         Command::Doctor(args) => doctor(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -14,6 +14,7 @@ use crate::tracee::allocators::{Objects, read_some};
 use crate::tracee::process::Process;
 
 /// A plan with the open files that it stands on: they must live until it is attached.
+#[derive(Default)]
 pub struct Planned {
     pub plan: ProbePlan,
     pub objects: Objects,

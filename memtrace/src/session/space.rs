@@ -8,7 +8,7 @@ use crate::kernel::Kernel;
 use crate::snapshot::{NotProbed, Object};
 use crate::stacks::space::{GENERATED_CODE, NoTable};
 use crate::stacks::symbolize::{NamedRegion, Options};
-use crate::stacks::{Symbolizer, TableStore};
+use crate::stacks::{ProcessSpace, Symbolizer, TableStore};
 use crate::tracee::elf::read_build_id;
 use crate::tracee::mappings::{Mappings, read_maps};
 use crate::tracee::process::Process;
@@ -78,9 +78,14 @@ impl AddressSpace {
         Ok(new)
     }
 
+    /// The mappings as the walk knows them.
+    pub fn current(&mut self) -> ProcessSpace {
+        self.tables.space_of(&self.mappings.files, &self.anonymous_code)
+    }
+
     /// Tells the kernel side the mappings as they are now, and the rows that it lacks.
     pub fn publish(&mut self, kernel: &mut Kernel, pid: u32) -> Result<()> {
-        let space = self.tables.space_of(&self.mappings.files, &self.anonymous_code);
+        let space = self.current();
         let rows = self.tables.rows();
         kernel
             .append_unwind_rows(&rows[self.rows_told..])

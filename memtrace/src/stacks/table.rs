@@ -142,13 +142,13 @@ fn build_from<S: ByteSource + ?Sized>(source: &S) -> Result<UnwindTable, TableEr
     Ok(UnwindTable { rows, base_vaddr, segments: elf.segments, build_id, stats })
 }
 
-struct Frame<'s> {
-    vaddr: u64,
-    bytes: Cow<'s, [u8]>,
+pub(crate) struct Frame<'s> {
+    pub(crate) vaddr: u64,
+    pub(crate) bytes: Cow<'s, [u8]>,
 }
 
 /// `.eh_frame` by its section, or where `.eh_frame_hdr` points to.
-fn find_eh_frame<'s, S: ByteSource + ?Sized>(elf: &Elf<'s, S>) -> Option<Frame<'s>> {
+pub(crate) fn find_eh_frame<'s, S: ByteSource + ?Sized>(elf: &Elf<'s, S>) -> Option<Frame<'s>> {
     if let Some(section) = elf.section(".eh_frame")
         && let Some(bytes) = elf.section_contents(section)
     {
