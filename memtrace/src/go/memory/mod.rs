@@ -86,6 +86,16 @@ pub struct MemoryReader {
     process: Process,
     options: Options,
     found: Option<Found>,
+    failed: Option<Failed>,
+}
+
+/// Why nothing was found in these files, which will not change.
+#[derive(Debug)]
+struct Failed {
+    /// Device and inode.
+    files: Vec<((u32, u32), u64)>,
+    /// `None`: none of them is a Go object.
+    object: Option<(String, ObjectError)>,
 }
 
 /// A Go runtime in the process.
@@ -123,14 +133,14 @@ pub struct FoundBy {
 impl MemoryReader {
     pub fn open(pid: u32, options: Options) -> Result<Self, MemoryError> {
         let process = Process::open(pid)?;
-        Ok(Self { process, options, found: None })
+        Ok(Self { process, options, found: None, failed: None })
     }
 
     /// One reading. `files` are the mapped files, looked at until a Go runtime was found in them.
     pub fn read(&mut self, files: &[MappedFile]) -> Result<GoBooks, MemoryError> {
         let memory = ProcessMemory::of(self.process.pid());
         if self.found.is_none() {
-            self.found = Some(find(files, &memory, &self.options)?);
+            self.found = Some(self.find(files, &memory)?);
         }
         let result = match &mut self.found {
             Some(found) => found.read(&memory, &self.options),
@@ -147,6 +157,32 @@ impl MemoryReader {
                 format!("memory of PID {pid} ({}, {})", found.object.path, found.object.version);
         }
         Ok(books)
+    }
+
+    /// Looks for a runtime, unless these files are known to hold none.
+    fn find(&mut self, files: &[MappedFile], memory: &dyn Memory) -> Result<Found, MemoryError> {
+        let keys = || files.iter().map(|file| (file.device, file.inode));
+        if let Some(failed) = &self.failed
+            && failed.files.iter().copied().eq(keys())
+        {
+            return Err(match &failed.object {
+                None => MemoryError::NotGo,
+                Some((path, reason)) => {
+                    MemoryError::Object { path: path.clone(), reason: reason.clone() }
+                }
+            });
+        }
+        let result = find(files, memory, &self.options);
+        let object = match &result {
+            Err(MemoryError::NotGo) => None,
+            Err(MemoryError::Object { path, reason }) if reason.is_for_good() => {
+                Some((path.clone(), reason.clone()))
+            }
+            // A runtime that only starts may answer later.
+            _ => return result,
+        };
+        self.failed = Some(Failed { files: keys().collect(), object });
+        result
     }
 
     pub fn found_by(&self) -> Option<FoundBy> {

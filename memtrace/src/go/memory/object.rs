@@ -56,6 +56,13 @@ pub enum ObjectError {
     Module(&'static str),
 }
 
+impl ObjectError {
+    /// Whether the file alone decides it, so that another attempt gives the same.
+    pub fn is_for_good(&self) -> bool {
+        !matches!(self, Self::Module(_))
+    }
+}
+
 #[derive(Debug)]
 pub struct GoObject {
     pub path: String,
@@ -79,11 +86,11 @@ impl GoObject {
     ) -> Result<(Self, NamedText), ObjectError> {
         let source = FileSource::new(&file.file).map_err(|_| ObjectError::NotGo)?;
         let elf = Elf::parse(&source).map_err(|_| ObjectError::NotGo)?;
-        let info = BuildInfo::of(&elf);
-        if info.is_none() && !elf.is_go() {
+        // Before anything is searched: most objects are none.
+        if !elf.is_go() {
             return Err(ObjectError::NotGo);
         }
-        let info = info.ok_or(ObjectError::NoVersion)?;
+        let info = BuildInfo::of(&elf).ok_or(ObjectError::NoVersion)?;
         let (layout, on_trial) = match forced {
             Some(layout) => (*layout, false),
             None => layout_for(info.minor)
