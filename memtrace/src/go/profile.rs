@@ -4,6 +4,7 @@
 //! Promise: never a panic, never more memory than the limits allow times a small constant; a profile
 //! that contradicts itself is refused with the reason.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::io::Read;
 
@@ -246,16 +247,29 @@ pub(super) fn assemble(
             alloc_objects,
         },
     );
-    sum_up(source, sample_rate_bytes, stacks.collect())
+    let mut stacks: Vec<GoStack> = stacks.collect();
+    stacks.sort_by(|a, b| {
+        let values = |stack: &GoStack| (stack.inuse_bytes, stack.alloc_bytes);
+        values(b).cmp(&values(a)).then_with(|| by_names(&a.frames, &b.frames))
+    });
+    sum_up(source, sample_rate_bytes, stacks)
 }
 
 const TOO_LARGE: ProfileError = ProfileError::Contradiction("values beyond 64 bits");
 
-/// Sums up and sorts stacks that are folded already: the largest first.
+/// The order of stacks that hold the same.
+pub(super) fn by_names(a: &[Name], b: &[Name]) -> Ordering {
+    fn names(frames: &[Name]) -> impl Iterator<Item = (&str, Option<u32>)> {
+        frames.iter().map(|name| (name.function.as_str(), name.line))
+    }
+    names(a).cmp(names(b))
+}
+
+/// Sums up stacks that are folded and sorted already.
 pub(super) fn sum_up(
     source: &str,
     sample_rate_bytes: u64,
-    mut stacks: Vec<GoStack>,
+    stacks: Vec<GoStack>,
 ) -> Result<GoBooks, ProfileError> {
     let mut total = [0u64; 4];
     for stack in &stacks {
@@ -265,13 +279,6 @@ pub(super) fn sum_up(
             *total = total.checked_add(value).ok_or(TOO_LARGE)?;
         }
     }
-    stacks.sort_by(|a, b| {
-        let values = |stack: &GoStack| (stack.inuse_bytes, stack.alloc_bytes);
-        fn names(stack: &GoStack) -> impl Iterator<Item = (&str, Option<u32>)> {
-            stack.frames.iter().map(|name| (name.function.as_str(), name.line))
-        }
-        values(b).cmp(&values(a)).then_with(|| names(a).cmp(names(b)))
-    });
     let [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects] = total;
     Ok(GoBooks {
         source: source.to_owned(),

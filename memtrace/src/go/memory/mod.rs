@@ -26,11 +26,12 @@ pub mod object;
 pub mod references;
 pub mod statistics;
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use super::profile::{Budget, Limits, Values, sum_up};
+use super::profile::{Budget, Limits, Values, by_names, sum_up};
 use crate::snapshot::{GoBooks, GoProfile, GoStack, Name};
 use crate::tracee::MappedFile;
 use crate::tracee::process::{Process, ProcessError};
@@ -111,6 +112,8 @@ struct Found {
     budget: Budget,
     /// The stacks of the profile as they read, each once.
     frames: Vec<Arc<[Name]>>,
+    /// Of each row among all, by names.
+    ranks: Vec<usize>,
     row_of_names: HashMap<Vec<NameId>, usize>,
     /// By the address at which the bucket's stack is kept here.
     row_of_bucket: HashMap<usize, usize>,
@@ -245,6 +248,7 @@ fn find(
         naming: Naming::new(texts, object.minor),
         budget: Budget::new(&Limits::default()),
         frames: Vec::new(),
+        ranks: Vec::new(),
         row_of_names: HashMap::new(),
         row_of_bucket: HashMap::new(),
         cgo: locate::find_cgo_mmap(memory, &object).map(|function| function != 0),
@@ -287,15 +291,33 @@ impl Found {
                 *sum = sum.saturating_add(value);
             }
         }
-        let rows = self.frames.iter().zip(sums).filter(|(_, sums)| *sums != [0; 4]);
-        let stacks =
-            rows.map(|(frames, [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects])| {
-                let frames = Arc::clone(frames);
-                GoStack { frames, inuse_bytes, inuse_objects, alloc_bytes, alloc_objects }
-            });
+        self.rank();
+        let mut rows: Vec<(usize, Values)> =
+            sums.into_iter().enumerate().filter(|(_, sums)| *sums != [0; 4]).collect();
+        rows.sort_unstable_by_key(|(row, [inuse_bytes, _, alloc_bytes, _])| {
+            (Reverse((*inuse_bytes, *alloc_bytes)), self.ranks[*row])
+        });
+        let stacks = rows.into_iter().map(|(row, values)| {
+            let [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects] = values;
+            let frames = Arc::clone(&self.frames[row]);
+            GoStack { frames, inuse_bytes, inuse_objects, alloc_bytes, alloc_objects }
+        });
         let mut books = sum_up("", profile.rate, stacks.collect())?;
         books.collections_old = Some(profile.collections_old);
         Ok(books)
+    }
+
+    /// Orders the rows by their names, when there are new ones: to compare names is dear.
+    fn rank(&mut self) {
+        if self.ranks.len() == self.frames.len() {
+            return;
+        }
+        let mut order: Vec<usize> = (0..self.frames.len()).collect();
+        order.sort_by(|a, b| by_names(&self.frames[*a], &self.frames[*b]));
+        self.ranks = vec![0; order.len()];
+        for (rank, row) in order.into_iter().enumerate() {
+            self.ranks[row] = rank;
+        }
     }
 
     /// The row of a bucket's stack. Buckets and their stacks stay, and so do their rows.
