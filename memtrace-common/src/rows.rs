@@ -129,6 +129,8 @@ pub struct WalkRow {
     pub window: u64,
     /// Of the function that was entered; 0: not readable.
     pub return_address: u64,
+    /// The last word read on the way to a goroutine's stack, and its address; for the self-check.
+    pub switch: [u64; 2],
     /// Frames so far.
     pub count: u32,
     /// [`ProcessRow::generation`] at the start.
@@ -262,8 +264,8 @@ const _: () = {
     assert!(size_of::<StackRow>() == 16 + 8 * MAX_FRAMES);
     assert!(size_of::<CallSlot>() == 24 + 24 + 16 + 24 + 8);
     assert!(size_of::<RangeSlot>() == 24 + 16 + 48);
-    assert!(size_of::<ThreadRow>() == 96 + 88 + 80 + 16 + 8 * (MAX_FRAMES + WINDOW_WORDS));
-    assert!(size_of::<WalkRow>() == 80);
+    assert!(size_of::<ThreadRow>() == 96 + 88 + 96 + 16 + 8 * (MAX_FRAMES + WINDOW_WORDS));
+    assert!(size_of::<WalkRow>() == 96);
     assert!(size_of::<ProcessRow>() == 8 + 32 * MAX_MAPPINGS);
     assert!(size_of::<CountersRow>() == 8 * (Loss::COUNT + Tally::COUNT + MAX_PROBES));
     assert!(size_of::<RangeRecord>() == 24 + 24 + 48 + 8);

@@ -46,6 +46,8 @@ pub struct SelftestRecord {
     pub zero: [u8; 3],
     /// The address of the last page of `top`.
     pub top_page: u64,
+    /// [`crate::rows::WalkRow::switch`]
+    pub switch: [u64; 2],
     pub frames: [u64; MAX_FRAMES],
     pub stack: [u8; STACK_PAGES * PAGE],
     pub top: [u8; TOP_PAGES * PAGE],
@@ -53,8 +55,8 @@ pub struct SelftestRecord {
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(offset_of!(SelftestRecord, frames) == 56);
-    assert!(size_of::<SelftestRecord>() == 56 + 8 * MAX_FRAMES + (STACK_PAGES + TOP_PAGES) * PAGE);
+    assert!(offset_of!(SelftestRecord, frames) == 72);
+    assert!(size_of::<SelftestRecord>() == 72 + 8 * MAX_FRAMES + (STACK_PAGES + TOP_PAGES) * PAGE);
     assert!(STACK_PAGES <= u8::MAX as usize);
     assert!(TOP_PAGES <= u8::MAX as usize);
 };

@@ -55,6 +55,13 @@ pub struct UnwindRow {
     pub rbp: i16,
 }
 
+/// The offset of a [`CfaKind::FramePointer`] row in Go's `asmcgocall`, or more: there the frame
+/// pointer must not be taken from RBP, as a callback may have moved the goroutine's stack since.
+/// With the two words saved at `RSP + 8 · (offset − BY_STACK_DEPTH)`, `depth` and `g`: the frame
+/// pointer is `*(g + 8) − depth`, and `depth` itself where `g` is 0 (on a system stack).
+pub const BY_STACK_DEPTH: i16 = 1;
+/// Offset of `stack.hi` in the runtime's `g`, of every version.
+pub const G_STACK_HI: u64 = 8;
 /// The caller's RBP is saved where RBP points (DRAP frames).
 pub const RBP_AT_RBP: i16 = 0x7fff;
 /// The largest unsigned offset, in units of 8 bytes.

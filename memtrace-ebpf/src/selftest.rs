@@ -57,6 +57,7 @@ pub fn enter(ctx: &ProbeContext) {
         (*record).count = thread.scratch.count;
         (*record).end = thread.scratch.end;
         (*record).zero = [0; 3];
+        (*record).switch = thread.walk.switch;
         bpf_probe_read_kernel(
             (&raw mut (*record).frames).cast(),
             (8 * MAX_FRAMES) as u32,

@@ -19,7 +19,9 @@ use memtrace_common::counters::{Loss, Tally};
 use memtrace_common::rows::{
     FIRST_STACK, NOTICE_UNKNOWN_MAPPING, NoticedKey, ProcessRow, ThreadRow, WINDOW_WORDS, WalkRow,
 };
-use memtrace_common::unwind::{CfaKind, FRAMES_PER_PROGRAM, MAX_FRAMES, RBP_AT_RBP, WalkEnd};
+use memtrace_common::unwind::{
+    BY_STACK_DEPTH, CfaKind, FRAMES_PER_PROGRAM, G_STACK_HI, MAX_FRAMES, RBP_AT_RBP, WalkEnd,
+};
 
 use self::rows::{Bounded, Looping, Steps, find_row};
 use crate::hook::{Hook, copy, read_pair, read_word};
@@ -55,6 +57,7 @@ pub fn start(hook: &Hook, process: &ProcessRow, thread: &mut ThreadRow) -> bool 
         check: hook.config.check_seed,
         window: NO_WINDOW,
         return_address: 0,
+        switch: [0; 2],
         count: 1,
         generation: process.generation,
         end: WalkEnd::TooDeep as u32,
@@ -180,7 +183,7 @@ fn to_caller<S: Steps>(
     process: *const ProcessRow,
     pc: u64,
 ) -> Result<(), WalkEnd> {
-    let (sp, bp) = (thread.walk.sp, thread.walk.bp);
+    let (sp, mut bp) = (thread.walk.sp, thread.walk.bp);
     let wanted = if thread.walk.interrupted != 0 { pc } else { pc.wrapping_sub(1) };
     let row = find_row::<S>(&thread.walk, process, wanted)?;
     thread.walk.interrupted = 0;
@@ -192,7 +195,11 @@ fn to_caller<S: Steps>(
         CfaKind::DerefRbp => word(thread, bp.wrapping_add(offset), &mut failed),
         CfaKind::Plt => sp.wrapping_add(if pc & 15 >= 11 { 16 } else { 8 }),
         CfaKind::FramePointer => {
-            if bp == 0 {
+            if row.offset_by_8 >= BY_STACK_DEPTH {
+                let saved_at = sp.wrapping_add(offset).wrapping_sub(8 * BY_STACK_DEPTH as u64);
+                bp = by_stack_depth(thread, saved_at, &mut failed);
+            }
+            if bp == 0 && !failed {
                 return Err(WalkEnd::Complete);
             }
             bp.wrapping_add(16)
@@ -226,6 +233,22 @@ fn to_caller<S: Steps>(
     thread.walk.sp = cfa;
     thread.walk.bp = saved_bp;
     Ok(())
+}
+
+/// The frame pointer of Go's `asmcgocall`, on the goroutine's stack, by the depth that it saved at
+/// `saved_at`: a callback may have moved that stack since.
+#[inline(always)]
+fn by_stack_depth(thread: &mut ThreadRow, saved_at: u64, failed: &mut bool) -> u64 {
+    let depth = word(thread, saved_at, failed);
+    let g = word(thread, saved_at.wrapping_add(8), failed);
+    if g == 0 {
+        return depth;
+    }
+    let place = g.wrapping_add(G_STACK_HI);
+    let mut end = 0_u64;
+    *failed |= !copy(&raw mut end, place);
+    thread.walk.switch = [place, end];
+    end.wrapping_sub(depth)
 }
 
 const WINDOW_BYTES: u64 = 8 * WINDOW_WORDS as u64;

@@ -26,6 +26,8 @@ pub struct Sample<'r> {
     /// Copied memory: of the stack, and around the place where the walk ended. Address and bytes;
     /// either may be empty, and they may overlap.
     pub memory: [(u64, &'r [u8]); 2],
+    /// The address of a word that a goroutine's stack was found by, and the word.
+    pub word: [u64; 2],
 }
 
 /// Calls at the probes of the self-check.
@@ -144,6 +146,7 @@ fn sample(bytes: &[u8]) -> Option<Sample<'_>> {
         bp: row.bp,
         frames: row.frames[..usize::from(row.count).min(MAX_FRAMES)].to_vec(),
         end: WalkEnd::from_u8(row.end),
+        word: row.switch,
         memory: [
             (row.sp, &row.stack[below..stack_pages * PAGE]),
             (top, &row.top[(TOP_PAGES - top_pages) * PAGE..]),

@@ -5,8 +5,11 @@
 //!   the frame that the assembler makes for it: `[rbp]` is that frame, `[rbp+8]` the C caller's
 //!   RBP, `[rbp+16]` the return address, so `CFA = RBP + 24`, RBP at `CFA - 16`. Up to Go 1.23 it
 //!   has no automatic frame and the frame-pointer step is right. The first four bytes tell which.
+//! * `asmcgocall` leaves the goroutine's frame pointer in RBP, which C keeps; but a callback may
+//!   move the goroutine's stack meanwhile. So it saves how deep that stack was, and finds its way
+//!   back by that, as the walk does.
 
-use memtrace_common::unwind::CfaKind;
+use memtrace_common::unwind::{BY_STACK_DEPTH, CfaKind};
 
 use super::elf::{ByteSource, Elf};
 use super::go_object::find_go_functions;
@@ -68,11 +71,13 @@ enum Special {
     Ends,
     Signal,
     Crosscall2,
+    Asmcgocall,
 }
 
 fn rule_of(name: &[u8], is_top_frame: bool) -> Option<Special> {
     match plain(name) {
         b"crosscall2" => Some(Special::Crosscall2),
+        b"runtime.asmcgocall" => Some(Special::Asmcgocall),
         SIGNAL_RETURN => Some(Special::Signal),
         name if is_top_frame || ENDS.contains(&name) => Some(Special::Ends),
         _ => None,
@@ -96,10 +101,33 @@ fn rule_over<S: ByteSource + ?Sized>(
         Special::Signal => {
             Some(Covered { start: start.saturating_sub(1), end, rule: Rule::SIGNAL })
         }
-        Special::Crosscall2 => {
-            let has_automatic_frame =
-                elf.bytes_at(start, 4).is_some_and(|bytes| *bytes == AUTOMATIC_FRAME);
-            has_automatic_frame.then_some(Covered { start, end, rule: CROSSCALL2_RULE })
+        Special::Crosscall2 => with_frame(elf, Covered { start, end, rule: CROSSCALL2_RULE }),
+        Special::Asmcgocall => {
+            let offset = BY_STACK_DEPTH + depth_slot(elf, start, end)?;
+            let rule = Rule::new(CfaKind::FramePointer, offset, 0);
+            with_frame(elf, Covered { start, end, rule })
         }
+    }
+}
+
+/// Where the function makes a frame at its first instruction.
+fn with_frame<S: ByteSource + ?Sized>(elf: &Elf<'_, S>, covered: Covered) -> Option<Covered> {
+    let bytes = elf.bytes_at(covered.start, AUTOMATIC_FRAME.len() as u64)?;
+    (*bytes == AUTOMATIC_FRAME).then_some(covered)
+}
+
+/// Where `asmcgocall` saves the depth of the goroutine's stack, in words from RSP: with g in the
+/// next one. Found in its code; another code has the step by frame pointer of all Go text.
+fn depth_slot<S: ByteSource + ?Sized>(elf: &Elf<'_, S>, start: u64, end: u64) -> Option<i16> {
+    let code = elf.bytes_at(start, end.checked_sub(start)?.min(512))?;
+    let holds = |instruction: &[u8]| code.windows(instruction.len()).any(|at| at == instruction);
+    // `mov %rdi,8(%rsp)` … `mov %rdi,(%rsp)`
+    let recent = holds(b"\x48\x89\x7c\x24\x08") && holds(b"\x48\x89\x3c\x24");
+    // `mov %rdi,48(%rsp)` … `mov %rdi,40(%rsp)`
+    let older = holds(b"\x48\x89\x7c\x24\x30") && holds(b"\x48\x89\x7c\x24\x28");
+    match (recent, older) {
+        (true, false) => Some(0),
+        (false, true) => Some(5),
+        _ => None,
     }
 }

@@ -11,7 +11,9 @@
 //! * Within C the stack pointer must grow from frame to frame. A frame-pointer step may go
 //!   anywhere: Go changes stacks on the way to C and back. [`MAX_FRAMES`] bounds both.
 
-use memtrace_common::unwind::{CfaKind, MAX_FRAMES, RBP_AT_RBP, UnwindMapping, UnwindRow, WalkEnd};
+use memtrace_common::unwind::{
+    BY_STACK_DEPTH, CfaKind, G_STACK_HI, MAX_FRAMES, RBP_AT_RBP, UnwindMapping, UnwindRow, WalkEnd,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registers {
@@ -87,6 +89,15 @@ fn try_step(
 ) -> Result<Step, WalkEnd> {
     let mut read = |address: u64| read(address).ok_or(WalkEnd::Unreadable);
     let offset = i64::from(row.offset_by_8) as u64;
+    let bp = if row.kind == CfaKind::FramePointer && row.offset_by_8 >= BY_STACK_DEPTH {
+        let saved_at = sp.wrapping_add((offset - BY_STACK_DEPTH as u64) * 8);
+        match (read(saved_at)?, read(saved_at.wrapping_add(8))?) {
+            (saved, 0) => saved,
+            (depth, g) => read(g.wrapping_add(G_STACK_HI))?.wrapping_sub(depth),
+        }
+    } else {
+        bp
+    };
     let cfa = match row.kind {
         CfaKind::Rsp => sp.wrapping_add(offset.wrapping_mul(8)),
         CfaKind::Rbp => bp.wrapping_add(offset.wrapping_mul(8)),
@@ -222,6 +233,29 @@ mod tests {
         };
         let step = step(row(CfaKind::DerefRbp, -1, RBP_AT_RBP), AT, memory);
         assert_eq!(step, Step::Caller(Registers { pc: 0xca11, sp: 0x2100, bp: 0xb9 }));
+    }
+
+    #[test]
+    fn asmcgocall_finds_a_goroutines_stack_that_moved_by_its_depth() {
+        let memory = |g: u64| {
+            move |address| match address {
+                0x1000 => Some(0x180),
+                0x1008 => Some(g),
+                // The g, and the frame at 0x180 from the end of its stack.
+                0x5008 => Some(0xc100),
+                0xbf80 => Some(0xb9),
+                0xbf88 => Some(0xca11),
+                // RBP's, where the stack was before; and the frame on a system stack.
+                0x180 | 0x2000 => Some(0x01d),
+                0x188 | 0x2008 => Some(0x1_ca11),
+                _ => None,
+            }
+        };
+        let row = row(CfaKind::FramePointer, BY_STACK_DEPTH, 0);
+        let moved = Registers { pc: 0xca11, sp: 0xbf90, bp: 0xb9 };
+        assert_eq!(step(row, AT, memory(0x5000)), Step::Caller(moved));
+        let on_system_stack = Registers { pc: 0x1_ca11, sp: 0x190, bp: 0x01d };
+        assert_eq!(step(row, AT, memory(0)), Step::Caller(on_system_stack));
     }
 
     #[test]

@@ -27,6 +27,7 @@ fn good_host() -> DoctorFacts {
         features::KERNEL_BTF,
         features::CHARGED_TO_CGROUP,
         features::GROWING_HASH,
+        features::BPF_LOOP,
         features::BPF_STATS,
     ];
     DoctorFacts {

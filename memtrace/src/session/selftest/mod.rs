@@ -334,7 +334,7 @@ fn compare_sample(
     second: &mut SecondOpinion,
 ) -> Compared {
     let [stack, top] = sample.memory;
-    let memory = CopiedMemory { stack, top };
+    let memory = CopiedMemory { stack, top, word: sample.word };
     let entry = Registers { pc: sample.pc, sp: sample.sp, bp: sample.bp };
     let reference = ReferenceWalk::of(rows, entry, memory);
     let framehop = second.ask(&reference, memory);

@@ -221,7 +221,8 @@ mod compiled {
         /// Both walks, and what comes of comparing them.
         fn verdict(&self, rows: &[u64], caller: &str, copied: usize) -> (Vec<u64>, Verdict) {
             let stack = self.stack(caller);
-            let memory = CopiedMemory { stack: (STACK, &stack[..copied]), top: (0, &[]) };
+            let memory =
+                CopiedMemory { stack: (STACK, &stack[..copied]), top: (0, &[]), word: [0; 2] };
             let entry = Registers { pc: self.address("leaf"), sp: STACK, bp: STACK + 8 * (5 + 8) };
             let walk = self.walk(rows, entry, CopiedMemory { stack: (STACK, &stack), ..memory });
             let reference = self.walk(rows, entry, memory);
@@ -327,7 +328,7 @@ mod compiled {
             stack[8 * 21..8 * 22].copy_from_slice(&subject.address("root_returns").to_le_bytes());
             stack
         };
-        let memory = CopiedMemory { stack: (STACK, &stack), top: (0, &[]) };
+        let memory = CopiedMemory { stack: (STACK, &stack), top: (0, &[]), word: [0; 2] };
         let entry = Registers { pc: subject.address("leaf"), sp: STACK, bp: STACK + 8 * (5 + 8) };
         let walk = subject.walk(&subject.table.rows, entry, memory);
         let mut second = SecondOpinion::new();

@@ -123,6 +123,8 @@ impl MemoryReader for ProcessMemory {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
     use super::*;
 
     #[test]
@@ -147,22 +149,30 @@ mod tests {
     fn a_touched_page_is_resident_and_an_untouched_one_is_not() {
         let process = Process::open(std::process::id()).unwrap();
         let memory = ProcessMemory::open(&process).unwrap();
-        // Large enough to be mapped on its own, and zero pages are not touched.
-        let mut block: Vec<u8> = vec![0; 8 << 20];
-        let start = (block.as_ptr() as u64).next_multiple_of(PAGE);
-        let end = start + (4 << 20);
+        // A mapping of its own: an allocator may hand out pages that were used before.
+        const LENGTH: usize = 4 << 20;
+        let (read_write, private) =
+            (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
+        // SAFETY: at no given address, so nothing that is there is replaced.
+        let mapped =
+            unsafe { mmap_anonymous(None, LENGTH.try_into().unwrap(), read_write, private) };
+        let pages = mapped.unwrap().cast::<u8>();
+        let start = pages.as_ptr() as u64;
+        let end = start + LENGTH as u64;
         let resident = |start, end| {
             let ranges = memory.resident(start, end).unwrap();
             ranges.iter().map(|range| range.end - range.start).sum::<u64>()
         };
         assert_eq!(resident(start, end), 0);
-        let offset = usize::try_from(start - block.as_ptr() as u64).unwrap();
         for page in [0, 7, 1000] {
-            block[offset + page * 4096] = 1;
+            // SAFETY: within the mapping, which is writable.
+            unsafe { pages.add(page * 4096).write(1) };
         }
         // Huge pages, where they are on, make it more.
         assert!(resident(start, end) >= 3 * PAGE);
         assert_eq!(resident(start + 1, start + 4096), 0);
+        // SAFETY: the whole mapping of above, which nothing refers to any more.
+        unsafe { munmap(pages.cast(), LENGTH) }.unwrap();
     }
 
     #[test]
