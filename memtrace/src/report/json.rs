@@ -33,7 +33,7 @@ pub(super) fn render(
 }
 
 /// Compact JSON whose strings hold nothing that a terminal acts on.
-struct SafeStrings;
+pub(super) struct SafeStrings;
 
 impl Formatter for SafeStrings {
     fn write_string_fragment<W: io::Write + ?Sized>(

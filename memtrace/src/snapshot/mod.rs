@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub mod facts;
 pub mod file;
 #[cfg(test)]
 pub(crate) mod synthetic;

@@ -5,7 +5,7 @@
 //! for; no line is wider than asked, names longer than a line excepted by a cut that shows.
 
 mod head;
-mod layout;
+pub(super) mod layout;
 mod seen;
 mod stacks;
 mod summary;
