@@ -152,7 +152,8 @@ impl ProcessLedger {
     ) -> Row {
         let class = totals.class;
         let count = totals.mappings;
-        let source = format!("/proc/{}/smaps Σ {field} of {count} mappings", self.pid);
+        let mappings = if count == 1 { "mapping" } else { "mappings" };
+        let source = format!("/proc/{}/smaps {field}, {count} {mappings}", self.pid);
         let label = match (class, self.allocator) {
             (Class::AllocatorRegion, Some(allocator)) => {
                 format!("regions of {allocator}, and own mappings")

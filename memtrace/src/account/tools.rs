@@ -47,7 +47,11 @@ pub(super) fn tools(
         tools.push(sum_of_rss(processes));
     }
     for process in &facts.processes {
-        of_go(&mut tools, process);
+        // Who was not named and did not tell has nothing to show here.
+        let named = facts.subject.main_pid == Some(process.id.pid);
+        if named || process.go.value().is_some() {
+            of_go(&mut tools, process);
+        }
     }
     tools
 }
@@ -197,7 +201,7 @@ fn of_go(tools: &mut Vec<Tool>, process: &ProcessFacts) {
     let source = process.go.value().map_or(String::new(), |go| format!(" ({})", go.source));
     tools.push(Tool {
         key: "pprof",
-        name: format!("go tool pprof (inuse_space, pid {pid})"),
+        name: format!("pprof inuse_space (pid {pid})"),
         bytes: match &process.go {
             Known::Value(go) => row::wide(&go.inuse),
             Known::Unknown { reason } => Known::unknown(reason.clone()),

@@ -134,7 +134,7 @@ impl Page<'_> {
                 "{} in {}, {}; Linux {}, {}{}",
                 instant(facts.unix_ns),
                 duration(facts.read_ns),
-                count(facts.processes.len() as u64, "process").replace("processs", "processes"),
+                many(facts.processes.len(), "process", "processes"),
                 host.kernel_release,
                 count(host.cpus.into(), "CPU"),
                 self.moved(),
@@ -343,6 +343,9 @@ impl Page<'_> {
         if by_size.len() > SHOWN {
             self.line(&format!("  and {} more", by_size.len() - SHOWN));
         }
+        // Who was named comes first.
+        let main = self.facts.subject.main_pid;
+        by_size.sort_by_key(|process| Some(process.pid) != main);
         for process in by_size.iter().take(DETAILED_PROCESSES) {
             let title =
                 format!("RESIDENT IN {} (PID {})", process.comm.to_uppercase(), process.pid);
@@ -456,6 +459,11 @@ impl Page<'_> {
         }
         self.paragraph(2, &text);
     }
+}
+
+/// `1 process`, `2 processes`.
+fn many(number: usize, one: &str, more: &str) -> String {
+    format!("{} {}", grouped(number as u64), if number == 1 { one } else { more })
 }
 
 /// Notes of rows that carry a figure worth explaining.

@@ -24,8 +24,8 @@ impl Columns {
         let (bar, source) = match width {
             0..64 => (0, 0),
             64..96 => (10, 0),
-            96..120 => (12, (width - 96) / 2 + 16),
-            _ => (16, (width - 96) / 2 + 12),
+            96..120 => (10, 26),
+            _ => (16, 26 + (width - 120) / 2),
         };
         let taken =
             figure + if bar > 0 { bar + 2 } else { 0 } + if source > 0 { source + 2 } else { 0 };
@@ -119,9 +119,14 @@ fn write(
         line.push_str(&drawn);
     }
     if columns.source > 0 {
+        // The title or a row above says whose files they are.
+        let short = match row.source.strip_prefix("/proc/").and_then(|rest| rest.split_once('/')) {
+            Some((pid, file)) if pid.bytes().all(|byte| byte.is_ascii_digit()) => file,
+            _ => &row.source,
+        };
         let source = match row.how {
-            How::Measured => row.source.clone(),
-            how => format!("{}: {}", how.word(), row.source),
+            How::Sampled => format!("sampled: {short}"),
+            How::Measured | How::Derived => short.to_owned(),
         };
         let source = match &row.bytes {
             Known::Value(_) => keep_start(&visible(&source), columns.source),

@@ -179,7 +179,7 @@ fn is_no_limit(bytes: u64) -> bool {
 }
 
 /// One figure, `max`, or a key and a figure a line. Lines that are neither are passed over.
-pub(super) fn parse(file: &str, text: &str, figures: &mut BTreeMap<String, u64>) {
+pub(crate) fn parse(file: &str, text: &str, figures: &mut BTreeMap<String, u64>) {
     let mut words = text.split_ascii_whitespace();
     if let (Some(word), None) = (words.next(), words.next()) {
         let bytes = if word == "max" { Some(NO_LIMIT) } else { word.parse().ok() };

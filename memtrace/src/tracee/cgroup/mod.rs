@@ -18,6 +18,8 @@ mod stat;
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+#[cfg(test)]
+pub(crate) use files::parse as parse_file;
 pub use locate::{LocateError, Place, place_at, place_of_path, place_of_process};
 pub use overhead::overhead_of;
 
