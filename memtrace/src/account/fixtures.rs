@@ -84,6 +84,7 @@ pub fn cgroup(version: CgroupVersion, files: &[(&str, &str)]) -> CgroupFacts {
         ancestors_hidden: false,
         nested: Vec::new(),
         nested_beyond: 0,
+        mapped_file_pages: Known::unknown("not looked at"),
     }
 }
 

@@ -40,6 +40,7 @@ pub(super) fn tools(
     if let Some(charge) = charge {
         of_the_cgroup(&mut tools, charge, limits);
     }
+    tools.extend(first_victim(facts));
     if let Some(main) = main_process(facts, processes) {
         tools.push(rss(main));
     }
@@ -146,6 +147,31 @@ fn of_the_cgroup(tools: &mut Vec<Tool>, charge: &Charge, limits: Option<&Limits>
         covers: vec!["anon", "shmem", "kernel", "sock"],
         why: "without swap, this must fit the limit".to_owned(),
     });
+}
+
+/// Whom the OOM killer takes first: `oom_badness` in `mm/oom_kill.c`.
+fn first_victim(facts: &Facts) -> Option<Tool> {
+    let scored = facts.processes.iter().filter(|process| process.oom_score_adj != Some(-1000));
+    let victim = scored
+        .filter(|process| process.oom_score.is_some())
+        .max_by_key(|process| (process.oom_score, process.status.vm_rss))?;
+    let status = &victim.status;
+    let (pid, score) = (victim.id.pid, victim.oom_score.unwrap_or(0));
+    let parts = [status.vm_rss?, status.vm_swap.unwrap_or(0), status.vm_pte.unwrap_or(0)];
+    let adjusted = match victim.oom_score_adj {
+        Some(0) | None => String::new(),
+        Some(by) => format!(", moved by oom_score_adj {by}"),
+    };
+    Some(Tool {
+        key: "oom_victim",
+        name: format!("  its first victim (pid {pid})"),
+        bytes: Known::Value(parts.iter().map(|part| i128::from(*part)).sum()),
+        how: How::Derived,
+        formula: format!("VmRSS + VmSwap + VmPTE of {} (oom_score {score}{adjusted})", victim.comm),
+        covers: RESIDENT.to_vec(),
+        why: "the process with the highest score is killed, not the one whose charge did not fit"
+            .to_owned(),
+    })
 }
 
 fn main_process<'a>(facts: &Facts, processes: &'a [ProcessLedger]) -> Option<&'a ProcessLedger> {

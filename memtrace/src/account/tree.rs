@@ -150,7 +150,7 @@ pub(super) fn beside(
     processes: &[ProcessLedger],
 ) -> Vec<Row> {
     let mut rows = Vec::new();
-    if let Some(row) = charge.and_then(|charge| charged_elsewhere(charge, processes)) {
+    if let Some(row) = charge.and_then(|charge| charged_elsewhere(facts, charge, processes)) {
         rows.push(row);
     }
     if let Some(charge) = charge {
@@ -201,7 +201,26 @@ pub(super) fn beside(
 
 /// Pages of files are charged to who read them first: an image's to its first container, or to the
 /// one who pulled it. What is mapped beyond what is charged here must be charged elsewhere.
-fn charged_elsewhere(charge: &Charge, processes: &[ProcessLedger]) -> Option<Row> {
+fn charged_elsewhere(facts: &Facts, charge: &Charge, processes: &[ProcessLedger]) -> Option<Row> {
+    let looked_at = facts.cgroup.value().and_then(|cgroup| cgroup.mapped_file_pages.value());
+    if let Some(pages) = looked_at {
+        if pages.elsewhere_bytes == 0 {
+            return None;
+        }
+        let row = Row::measured(
+            "charged_elsewhere",
+            "mapped files charged to other cgroups",
+            Known::Value(pages.elsewhere_bytes),
+            "/proc/kpagecgroup of each page in /proc/PID/pagemap",
+        );
+        let others = pages.other_cgroups;
+        return Some(row.note(format!(
+            "who read a page of a file first is charged for it; here {others} other cgroups, and \
+             {} B of {} B mapped are charged to this container",
+            pages.here_bytes,
+            pages.here_bytes.saturating_add(pages.elsewhere_bytes)
+        )));
+    }
     let share = |process: &ProcessLedger| {
         Some(process.pss_file.value()?.saturating_add(*process.pss_shmem.value()?))
     };

@@ -327,7 +327,7 @@ impl Page<'_> {
                 Some(bytes) => amount((*bytes).into(), self.options.exact),
                 None => "unknown".to_owned(),
             };
-            let threads = process.threads.map_or("?".to_owned(), |threads| grouped(threads));
+            let threads = process.threads.map_or("?".to_owned(), grouped);
             let go = process.go_version.as_ref().map_or(String::new(), |go| format!(" ({go})"));
             let row = cells([
                 process.pid.to_string(),

@@ -67,6 +67,8 @@ fn document(facts: &Facts, ledger: &Ledger) -> Value {
             "pressure": cgroup.after.pressure,
             "nested": cgroup.nested,
             "nested_beyond": cgroup.nested_beyond,
+            "mapped_file_pages": cgroup.mapped_file_pages.value(),
+            "mapped_file_pages_reason": cgroup.mapped_file_pages.reason(),
         })),
         "cgroup_reason": facts.cgroup.reason(),
         "charge": ledger.charge.value().map(row),

@@ -77,6 +77,21 @@ pub struct CgroupFacts {
     pub nested: Vec<NestedFacts>,
     /// Cgroups below this one that were not listed.
     pub nested_beyond: u64,
+    /// To whom the file pages that the processes have mapped are charged.
+    pub mapped_file_pages: Known<FilePages>,
+}
+
+/// File pages that are mapped, each counted once, by the cgroup that they are charged to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePages {
+    /// To the cgroup explained, or one below it.
+    pub here_bytes: u64,
+    pub elsewhere_bytes: u64,
+    /// How many other cgroups that is.
+    pub other_cgroups: u64,
+    pub uncharged_bytes: u64,
+    /// Not looked at: beyond the most pages that are.
+    pub beyond_bytes: u64,
 }
 
 /// One reading of one cgroup.

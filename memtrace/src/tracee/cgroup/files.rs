@@ -150,6 +150,7 @@ pub(super) fn complete(place: &Place, before: CgroupReading, start: Instant) -> 
         ancestors_hidden: place.ancestors_hidden,
         nested,
         nested_beyond,
+        mapped_file_pages: Known::unknown("the pages were not looked at"),
     })
 }
 

@@ -11,6 +11,7 @@ mod go_version;
 mod layout;
 mod locate;
 mod overhead;
+mod pages;
 mod processes;
 mod smaps;
 mod stat;
@@ -61,7 +62,13 @@ pub fn gather(wanted: &Wanted, frozen: Option<Frozen>) -> Facts {
     pids.dedup();
     let (processes, unread) = processes::read(&pids, wanted.subject.main_pid);
     let cgroup = match (&wanted.place, before) {
-        (Known::Value(place), Some(before)) => files::complete(place, before, start),
+        (Known::Value(place), Some(before)) => {
+            let mut read = files::complete(place, before, start);
+            if let Known::Value(cgroup) = &mut read {
+                cgroup.mapped_file_pages = pages::charged(&place.directory, &processes);
+            }
+            read
+        }
         (Known::Unknown { reason }, _) => Known::unknown(reason.clone()),
         (Known::Value(_), None) => Known::unknown("the cgroup was not read"),
     };

@@ -205,6 +205,12 @@ fn why_unread(pid: u32, file: &str, error: &io::Error) -> String {
     }
 }
 
+/// Of this machine; 4 KiB where it does not tell.
+pub(super) fn page_bytes() -> u64 {
+    let told = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    told.and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0).unwrap_or(4096)
+}
+
 /// Reads what is present, and only that.
 struct ProcessMemory {
     memory: File,
@@ -214,11 +220,10 @@ struct ProcessMemory {
 
 impl ProcessMemory {
     fn open(directory: &Path) -> io::Result<Self> {
-        let page_bytes = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?;
         Ok(Self {
             memory: File::open(directory.join("mem"))?,
             pagemap: File::open(directory.join("pagemap"))?,
-            page_bytes: page_bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(4096),
+            page_bytes: page_bytes(),
         })
     }
 }
