@@ -270,17 +270,32 @@ fn two_thousand_mappings_are_explained_in_300_ms() -> Result<()> {
     let held = Held::with_mappings(2_000)?;
     let maps = fs::read_to_string(format!("/proc/{}/maps", held.pid()))?.lines().count();
     ensure!(maps >= 2_000, "only {maps} mappings");
-    // The best of a few: the machine may be busy with others.
-    let mut best = Duration::MAX;
-    for _ in 0..5 {
-        let start = Instant::now();
+    // The best of some: the machine may be busy with others. What it needs itself is always less.
+    let (mut best, mut least_cpu) = (Duration::MAX, Duration::MAX);
+    for _ in 0..20 {
+        let (start, cpu) = (Instant::now(), cpu_of_children()?);
         let output = memtrace::run(&["explain", "--pid", &held.pid()])?;
         best = best.min(start.elapsed());
+        least_cpu = least_cpu.min(cpu_of_children()?.saturating_sub(cpu));
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        if best < Duration::from_millis(300) {
+            break;
+        }
     }
-    println!("{maps} mappings explained in {best:?}");
+    println!("{maps} mappings explained in {best:?}, {least_cpu:?} of CPU");
+    ensure!(least_cpu < Duration::from_millis(300), "{maps} mappings took {least_cpu:?} of CPU");
     ensure!(best < Duration::from_millis(300), "{maps} mappings took {best:?}");
     Ok(())
+}
+
+/// Of this test's children that have ended.
+fn cpu_of_children() -> Result<Duration> {
+    use nix::sys::resource::{UsageWho, getrusage};
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let time = |value: nix::sys::time::TimeVal| {
+        Duration::new(value.tv_sec() as u64, value.tv_usec() as u32 * 1000)
+    };
+    Ok(time(usage.user_time()) + time(usage.system_time()))
 }
 
 #[test]
@@ -473,14 +488,20 @@ fn a_cgroup_of_another_namespace_is_said_not_to_be_visible() -> Result<()> {
     let (_image, container) = ledger_container("namespace", &[])?;
     truth_of(&container)?;
     let pid = container.pid()?.to_string();
+    // In a cgroup namespace of its own, and with only that one's cgroups mounted.
+    let remount = "umount /sys/fs/cgroup/memory && \
+                   mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory && \
+                   exec \"$@\"";
     let mut explain = Command::new("unshare");
-    explain.args(["--cgroup", "--"]).arg(binary()?).args(["explain", "--pid", &pid]);
+    explain.args(["--cgroup", "--mount", "--", "sh", "-c", remount, "sh"]);
+    explain.arg(binary()?).args(["explain", "--pid", &pid]);
     let output = memtrace::run_command(explain)?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // The processes can be read all the same.
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     ensure!(text.contains("cannot be seen from here"), "{text}");
+    ensure!(text.contains("--cgroupns=host"), "{text}");
+    // The processes can be read all the same.
     ensure!(text.contains("C heap"), "{text}");
     Ok(())
 }

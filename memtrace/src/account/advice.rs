@@ -158,54 +158,50 @@ fn retention(advice: &mut Vec<Advice>, facts: &Facts, ledger: &Ledger) {
             continue;
         };
         let resident = i128::from(own.resident_of(Class::is_c_heap));
-        let (Some(census), Some(kept)) = (process.heap.value(), native::kept(process)) else {
-            continue;
-        };
-        let kept = i128::from(kept);
+        let Some(census) = process.heap.value() else { continue };
         let arenas = census.arenas.len();
-        if let Some(trimmable) = native::trimmable(process).map(i128::from)
+        if let Some(trimmable) = census.trimmable_resident.value().map(|bytes| i128::from(*bytes))
             && trimmable >= WORTHWHILE
         {
             advice.push(Advice {
                 key: "malloc_trim",
                 what: format!(
-                    "malloc_trim(0) in pid {} would give back {}; MALLOC_TRIM_THRESHOLD_ and \
-                     MALLOC_TOP_PAD_ keep less",
+                    "malloc_trim(0) in pid {} would give back {}; a lower MALLOC_TRIM_THRESHOLD_ \
+                     keeps less",
                     own.pid,
                     shown(trimmable)
                 ),
                 bytes: trimmable,
-                how: How::Derived,
+                how: How::Measured,
                 arithmetic: format!(
-                    "whole free pages in {arenas} arenas; free {} of resident {}",
-                    shown(kept),
+                    "whole free pages that are resident, in {arenas} arenas; the C heap has {} \
+                     resident",
                     shown(resident)
                 ),
                 evidence: census.source.clone(),
             });
         }
-        let others: i128 = census
-            .arenas
-            .iter()
-            .filter(|arena| !arena.is_main)
-            .map(|arena| i128::from(arena.free_bytes) + i128::from(arena.top_bytes))
-            .sum();
-        if arenas > 2 && others >= WORTHWHILE && others * 10 >= resident {
+        let Some(in_use) = native::in_use_of_others(process).map(i128::from) else { continue };
+        let others = own.class(Class::Arena).map_or(0, |class| i128::from(class.rss));
+        let kept = others - in_use;
+        if arenas > 2 && kept >= WORTHWHILE && kept * 10 >= resident {
             advice.push(Advice {
                 key: "arena_max",
                 what: format!(
-                    "MALLOC_ARENA_MAX=2 for pid {}: {arenas} arenas keep {} free, each for its own \
-                     threads",
+                    "MALLOC_ARENA_MAX=2 for pid {}: {} arenas besides the main one keep {}, each \
+                     for its own threads",
                     own.pid,
-                    shown(others)
+                    arenas - 1,
+                    shown(kept)
                 ),
-                bytes: others,
+                bytes: kept,
                 how: How::Derived,
                 arithmetic: format!(
-                    "Σ free chunks and tops of {} arenas besides the main one",
-                    arenas - census.arenas.iter().filter(|arena| arena.is_main).count()
+                    "resident in them {} − in use {}",
+                    shown(others),
+                    shown(in_use)
                 ),
-                evidence: census.source.clone(),
+                evidence: format!("/proc/{}/smaps; {}", own.pid, census.source),
             });
         }
     }

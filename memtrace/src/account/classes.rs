@@ -320,10 +320,6 @@ impl<'a> Rules<'a> {
     /// A heap of glibc begins at a multiple of 64 MiB; what it has not used yet is reserved behind
     /// it, up to the next one. Where the headers were read, they say more than that.
     fn is_arena(&self, index: usize, start: u64, end: u64) -> bool {
-        if let Some(census) = self.process.heap.value() {
-            let mut heaps = census.arenas.iter().flat_map(|arena| &arena.heaps);
-            return heaps.any(|(from, to)| (*from..*to).contains(&start));
-        }
         if let Some(heaps) = self.process.glibc_heaps.value() {
             return heaps.iter().any(|heap| (heap.start..heap.end).contains(&start));
         }

@@ -254,19 +254,24 @@ fn of_go(
     checks.push(check);
 }
 
-/// I10: nothing is said to be the runtime's that is not mapped.
+/// I10: nothing is said to be malloc's that is not mapped.
 fn of_ranges(checks: &mut Vec<Check>, process: &ProcessFacts, subject: &str) {
-    let (Some(census), Some(mappings)) = (process.heap.value(), process.mappings.value()) else {
+    let Some(mappings) = process.mappings.value() else { return };
+    let census = process.heap.value();
+    if census.is_none() && process.glibc_heaps.value().is_none_or(Vec::is_empty) {
         return;
+    }
+    let law = "every heap and arena that malloc tells of is mapped";
+    let heaps = process.glibc_heaps.value().into_iter().flatten().map(|heap| heap.start);
+    let arenas = census.into_iter().flat_map(|census| &census.arenas).map(|arena| arena.address);
+    let told: Vec<u64> = heaps.chain(arenas).collect();
+    let is_mapped = |address: &&u64| {
+        // By address, as smaps has them.
+        let at = mappings.partition_point(|mapping| mapping.end <= **address);
+        mappings.get(at).is_some_and(|mapping| mapping.start <= **address)
     };
-    let law = "every heap that malloc tells of is mapped";
-    let heaps = || census.arenas.iter().flat_map(|arena| &arena.heaps);
-    let told = heaps().count() as i128;
-    let is_mapped = |heap: &&(u64, u64)| {
-        mappings.iter().any(|mapping| mapping.start <= heap.0 && heap.0 < mapping.end)
-    };
-    let mapped = heaps().filter(is_mapped).count() as i128;
-    checks.push(check("I10", law, subject, (told, mapped), 0));
+    let mapped = told.iter().filter(is_mapped).count();
+    checks.push(check("I10", law, subject, (told.len() as i128, mapped as i128), 0));
 }
 
 /// I12: every row of every tree is the sum of its parts.

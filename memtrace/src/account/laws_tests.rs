@@ -166,27 +166,40 @@ use crate::snapshot::GoMemory;
 
 #[test]
 fn advice_has_its_arithmetic_and_its_evidence() {
-    let mut arenas = process(7, heap_of(40 * MIB));
-    let arena = |is_main, free| ArenaFacts {
+    let (one, two) = (0x7f00_0400_0000, 0x7f00_0800_0000);
+    let mut mappings = heap_of(12 * MIB);
+    mappings.push(mapping(one, 20 * MIB, "rw-p", "", 14 * MIB));
+    mappings.push(mapping(two, 20 * MIB, "rw-p", "", 14 * MIB));
+    let mut arenas = process(7, mappings);
+    let heap = |start| GlibcHeap { start, end: start + 20 * MIB, arena: start + 48 };
+    arenas.glibc_heaps = Known::Value(vec![heap(one), heap(two)]);
+    let arena = |is_main, address: u64| ArenaFacts {
+        address,
         is_main,
-        heaps: Vec::new(),
-        system_bytes: 30 * MIB,
-        in_use_bytes: 5 * MIB,
-        free_bytes: free,
-        top_bytes: MIB,
-        trimmable_bytes: Known::Value(free),
+        system_bytes: 20 * MIB,
+        in_use: Known::Value(4 * MIB),
+        free: Known::Value(9 * MIB),
+        top: Known::Value(7 * MIB),
     };
     arenas.heap = Known::Value(HeapCensus {
         source: "/proc/7/mem".to_owned(),
-        arenas: vec![arena(true, 0), arena(false, 9 * MIB), arena(false, 9 * MIB)],
-        mapped_chunks: 0,
-        mapped_bytes: 0,
+        arenas: vec![arena(true, 0x5555_0000_0000), arena(false, one + 48), arena(false, two + 48)],
+        mapped_chunks: Known::Value(0),
+        mapped_bytes: Known::Value(0),
+        thread_caches: Known::unknown("not found"),
+        trimmable_resident: Known::Value(18 * MIB),
     });
     let facts = facts(Known::Value(cgroup(CgroupVersion::V1, V1)), vec![arenas]);
     let ledger = Ledger::of(&facts);
+    assert!(ledger.checks.iter().any(|check| check.name == "I10" && check.holds == Some(true)));
+    let row = |key: &str| ledger.processes[0].resident.value().unwrap().find(key).unwrap();
+    let of_arenas = |key: &str| row("c_arenas").find(key).and_then(Row::value);
+    assert_eq!(of_arenas("c_in_use"), Some(8 * i128::from(MIB)));
+    assert_eq!(of_arenas("c_residual"), Some((28 - 8 - 18 - 14) * i128::from(MIB)));
     let of = |key: &str| ledger.advice.iter().find(|advice| advice.key == key);
     assert_eq!(of("headroom").unwrap().bytes, i128::from(64 * MIB) - 5_058_560);
     assert_eq!(of("malloc_trim").unwrap().bytes, i128::from(18 * MIB));
+    // 28 MiB resident in both, 8 MiB in use.
     assert_eq!(of("arena_max").unwrap().bytes, i128::from(20 * MIB));
     for advice in &ledger.advice {
         assert!(!advice.arithmetic.is_empty() && !advice.evidence.is_empty(), "{advice:?}");

@@ -1,56 +1,56 @@
-//! glibc's own headers as parts of what is resident in its heaps.
+//! glibc's own books as parts of what is resident in its heaps.
 //!
 //! ```text
 //! main heap, arenas = in use + free chunks + tops + residual
 //! ```
 //!
-//! The residual is negative where chunks are not touched, positive by what a page holds beyond its
-//! chunks. Without a reading of the headers there are no parts, and the reason stands beside.
+//! The residual is negative where chunks and tops are not touched: malloc counts what it took from
+//! the system, the kernel what is resident. Without a reading of the books there are no parts, and
+//! the reason stands beside.
 
-use super::row::Row;
+use super::row::{How, Row, wide};
+use crate::snapshot::Known;
 use crate::snapshot::facts::{ArenaFacts, ProcessFacts};
 
-fn arenas(process: &ProcessFacts, main: bool) -> Vec<&ArenaFacts> {
-    let census = process.heap.value();
-    census
-        .map(|census| census.arenas.iter().filter(|arena| arena.is_main == main).collect())
-        .unwrap_or_default()
+/// The sum, or the first reason why there is none.
+fn sum<'a>(
+    arenas: impl IntoIterator<Item = &'a ArenaFacts>,
+    of: fn(&ArenaFacts) -> &Known<u64>,
+) -> Known<u64> {
+    let mut sum = 0u64;
+    for arena in arenas {
+        match of(arena) {
+            Known::Value(bytes) => sum = sum.saturating_add(*bytes),
+            Known::Unknown { reason } => return Known::unknown(reason.clone()),
+        }
+    }
+    Known::Value(sum)
 }
 
 /// Parts of the main heap (`main`) or of all other arenas together.
 pub(super) fn heap_rows(process: &ProcessFacts, main: bool) -> Vec<Row> {
-    let arenas = arenas(process, main);
-    let Some(census) = process.heap.value().filter(|_| !arenas.is_empty()) else {
+    let Some(census) = process.heap.value() else { return Vec::new() };
+    let arenas: Vec<&ArenaFacts> =
+        census.arenas.iter().filter(|arena| arena.is_main == main).collect();
+    if arenas.is_empty() {
         return Vec::new();
-    };
-    let sum = |of: fn(&ArenaFacts) -> u64| -> i128 {
-        arenas.iter().map(|arena| i128::from(of(arena))).sum()
-    };
-    let row = |key: &str, label: &str, bytes: i128| {
-        Row::derived(
-            key,
-            label,
-            bytes,
-            format!("Σ over {} arenas ({})", arenas.len(), census.source),
-        )
+    }
+    let row = |key: &str, label: &str, of: fn(&ArenaFacts) -> &Known<u64>| {
+        let source = match arenas.len() {
+            1 => census.source.clone(),
+            many => format!("Σ of {many} arenas ({})", census.source),
+        };
+        Row::new(key, label, wide(&sum(arenas.iter().copied(), of)), How::Measured, source)
     };
     vec![
-        row("c_in_use", "chunks in use", sum(|arena| arena.in_use_bytes)),
-        row("c_free", "free chunks, kept by malloc", sum(|arena| arena.free_bytes)),
-        row("c_top", "tops: free ends, kept by malloc", sum(|arena| arena.top_bytes)),
+        row("c_in_use", "chunks in use", |arena| &arena.in_use),
+        row("c_free", "free chunks, kept by malloc", |arena| &arena.free),
+        row("c_top", "tops: free ends, kept by malloc", |arena| &arena.top),
     ]
 }
 
-/// Free and kept by malloc in all arenas: chunks and tops; `None` when the headers were not read.
-pub(super) fn kept(process: &ProcessFacts) -> Option<u64> {
+/// In use in all arenas but the main one; unknown when one of them does not tell.
+pub(super) fn in_use_of_others(process: &ProcessFacts) -> Option<u64> {
     let census = process.heap.value()?;
-    let of = |arena: &ArenaFacts| arena.free_bytes.saturating_add(arena.top_bytes);
-    Some(census.arenas.iter().map(of).fold(0, u64::saturating_add))
-}
-
-/// Whole free pages in all arenas; `None` when not every arena tells.
-pub(super) fn trimmable(process: &ProcessFacts) -> Option<u64> {
-    let census = process.heap.value()?;
-    let mut each = census.arenas.iter().map(|arena| arena.trimmable_bytes.value().copied());
-    each.try_fold(0u64, |sum, bytes| Some(sum.saturating_add(bytes?)))
+    sum(census.arenas.iter().filter(|arena| !arena.is_main), |arena| &arena.in_use).value().copied()
 }

@@ -113,6 +113,7 @@ impl Recorder {
             },
             ended: readings.ended,
             new_probes: readings.new_probes,
+            memory: Known::unknown("not read while recording: see `memtrace explain`"),
         };
         if let Some(writer) = &mut self.writer {
             let appended = writer.append(&new_objects, &readings.new_stacks, &new_names, &snapshot);

@@ -263,32 +263,35 @@ pub struct GoFacts {
     pub memory_limit: Known<u64>,
 }
 
-/// glibc's heaps as their own headers tell them, read from outside.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// glibc's malloc as its own books tell it, read from outside.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeapCensus {
-    /// Where they were read.
+    /// Where it was read.
     pub source: String,
     pub arenas: Vec<ArenaFacts>,
     /// Chunks that malloc mapped one by one, and their bytes.
-    pub mapped_chunks: u64,
-    pub mapped_bytes: u64,
+    pub mapped_chunks: Known<u64>,
+    pub mapped_bytes: Known<u64>,
+    /// Freed blocks that threads keep for themselves, bytes; `in_use` contains them.
+    pub thread_caches: Known<u64>,
+    /// What `malloc_trim(0)` would give back: whole free pages that are resident.
+    pub trimmable_resident: Known<u64>,
 }
 
 /// One arena of glibc's malloc.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ArenaFacts {
+    /// Of its `malloc_state`.
+    pub address: u64,
     /// The main arena, which lies in `[heap]`.
     pub is_main: bool,
-    /// Its heaps: start and end of what it may use.
-    pub heaps: Vec<(u64, u64)>,
     /// Taken from the system (`system_mem`).
     pub system_bytes: u64,
-    pub in_use_bytes: u64,
-    /// Free chunks, the top chunk excluded.
-    pub free_bytes: u64,
-    pub top_bytes: u64,
-    /// Whole free pages, what `malloc_trim(0)` would give back.
-    pub trimmable_bytes: Known<u64>,
+    /// `system_bytes` less what is free, thread caches included.
+    pub in_use: Known<u64>,
+    /// Free chunks, the top excluded.
+    pub free: Known<u64>,
+    pub top: Known<u64>,
 }
 
 /// A process of the runtime's that is there for this container.

@@ -123,8 +123,13 @@ fn directory_in(mount: &CgroupMount, path: &str) -> Option<Place> {
         path: path.to_owned(),
         directory,
         mountpoint: mount.mountpoint.clone(),
-        ancestors_hidden: mount.root != "/",
+        ancestors_hidden: hides_ancestors(mount),
     })
+}
+
+/// A mount made in an outer cgroup namespace (`/..`) shows more than ours, not less.
+fn hides_ancestors(mount: &CgroupMount) -> bool {
+    mount.root != "/" && !mount.root.starts_with("/..")
 }
 
 fn is_cgroup(directory: &Path, version: CgroupVersion) -> bool {
@@ -180,7 +185,7 @@ fn place_below(mount: &CgroupMount, directory: &Path, relative: &Path) -> Place 
         path: format!("{root}/{}", relative.display()),
         directory: directory.to_path_buf(),
         mountpoint: mount.mountpoint.clone(),
-        ancestors_hidden: mount.root != "/",
+        ancestors_hidden: hides_ancestors(mount),
     }
 }
 
