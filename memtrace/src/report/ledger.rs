@@ -47,7 +47,7 @@ pub fn render_text(facts: &Facts, ledger: &Ledger, options: LedgerOptions) -> St
     };
     page.head();
     page.warnings();
-    page.charge();
+    page.charge("WHERE THE MEMORY IS");
     page.beside();
     page.tools();
     page.processes();
@@ -55,6 +55,25 @@ pub fn render_text(facts: &Facts, ledger: &Ledger, options: LedgerOptions) -> St
     page.advice();
     page.laws();
     page.out
+}
+
+/// The charge alone, as a section of another report; nothing where it is not known.
+pub(super) fn render_charge(facts: &Facts, options: LedgerOptions) -> Option<String> {
+    let ledger = Ledger::of(facts);
+    ledger.charge.value()?;
+    let width = options.width.max(40);
+    let mut page = Page {
+        facts,
+        ledger: &ledger,
+        options,
+        paint: Paint::new(options.colour),
+        width,
+        columns: Columns::of(width, options.exact),
+        out: String::new(),
+    };
+    page.warnings();
+    page.charge("THE CONTAINER'S MEMORY");
+    Some(page.out)
 }
 
 struct Page<'a> {
@@ -245,8 +264,7 @@ impl Page<'_> {
         }
     }
 
-    fn charge(&mut self) {
-        let title = "WHERE THE MEMORY IS";
+    fn charge(&mut self, title: &str) {
         match &self.ledger.charge {
             Known::Value(row) => self.tree(title, row),
             Known::Unknown { reason } => {

@@ -49,7 +49,8 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-fn document(facts: &Facts, ledger: &Ledger) -> Value {
+/// The document as a value, for a document that contains it.
+pub(super) fn document(facts: &Facts, ledger: &Ledger) -> Value {
     let cgroup = facts.cgroup.value();
     let mut document = object(json!({
         "schema": LEDGER_SCHEMA,

@@ -16,10 +16,10 @@ use crate::doctor::gather_plain_host;
 use crate::go::{GoProfileSource, GoReader, open_network_namespace};
 use crate::report::ledger::{LedgerOptions, render_json, render_text};
 use crate::snapshot::facts::{FACTS_SCHEMA, Facts, GoFacts, Subject};
-use crate::snapshot::{GoBooks, HostSummary, Known};
+use crate::snapshot::{Container, GoBooks, HostSummary, Known};
 use crate::tracee::cgroup::freeze::freeze;
 use crate::tracee::cgroup::{
-    LocateError, Place, Wanted, gather, place_at, place_of_path, place_of_process,
+    LocateError, MOST_SMAPS, Place, Wanted, gather, place_at, place_of_path, place_of_process,
 };
 use crate::tracee::container::pod::find_pod;
 use crate::tracee::container::{container_of, find_container};
@@ -109,13 +109,7 @@ async fn read(args: &ExplainArgs) -> Result<Facts> {
         (false, _) => None,
     };
     let mut facts = gather(&wanted, frozen);
-    let host = gather_plain_host();
-    facts.host = HostSummary {
-        kernel_release: host.kernel_release,
-        architecture: host.architecture,
-        cpus: host.cpus,
-        page_size_bytes: host.page_size_bytes,
-    };
+    facts.host = host();
     if let Some((pid, books)) = go
         && let Some(process) = facts.processes.iter_mut().find(|process| process.id.pid == pid)
     {
@@ -145,6 +139,7 @@ async fn resolve(target: &ExplainTarget) -> Result<Wanted> {
                 main_pid: Some(found.first_pid),
             },
             pids: found.all_pids,
+            most_smaps: MOST_SMAPS,
         });
     }
     if let Some(asked) = &target.pod {
@@ -158,6 +153,7 @@ async fn resolve(target: &ExplainTarget) -> Result<Wanted> {
                 main_pid: pod.pids.first().copied(),
             },
             pids: pod.pids,
+            most_smaps: MOST_SMAPS,
         });
     }
     let asked = target.cgroup.clone().unwrap_or_default();
@@ -172,6 +168,7 @@ async fn resolve(target: &ExplainTarget) -> Result<Wanted> {
         },
         place: Known::Value(found),
         pids: Vec::new(),
+        most_smaps: MOST_SMAPS,
     })
 }
 
@@ -184,6 +181,7 @@ async fn of_pid(pid: u32) -> Result<Wanted> {
     let container = container_of(pid).await;
     let id = container.as_ref().map(|container| container.id.as_str());
     Ok(Wanted {
+        most_smaps: MOST_SMAPS,
         place: place(place_of_process(Path::new("/proc"), pid, id)),
         subject: Subject {
             asked: format!("process {pid}"),
@@ -221,12 +219,12 @@ async fn read_go(pid: u32, source: &GoProfileSource) -> Known<GoFacts> {
     };
     match reader.read(ports).await {
         Known::Unknown { reason } => Known::unknown(reason),
-        Known::Value(books) => Known::Value(without_stacks(books)),
+        Known::Value(books) => Known::Value(without_stacks(&books)),
     }
 }
 
 /// What the account needs of the runtime's books.
-pub fn without_stacks(books: GoBooks) -> GoFacts {
+fn without_stacks(books: &GoBooks) -> GoFacts {
     GoFacts {
         inuse: Known::Value(books.inuse_bytes),
         sample_rate: books.sample_rate_bytes,
@@ -235,6 +233,52 @@ pub fn without_stacks(books: GoBooks) -> GoFacts {
             None => Known::unknown("the profile does not carry the runtime's statistics"),
         },
         memory_limit: Known::unknown("the profile does not tell GOMEMLIMIT"),
-        source: books.source,
+        source: books.source.clone(),
+    }
+}
+
+/// Reads the memory around a process that is being recorded, once for each snapshot.
+#[derive(Debug)]
+pub struct MemoryReader(Wanted);
+
+impl MemoryReader {
+    /// Every mapping of the process itself; of its container's others their sums.
+    pub fn of(pid: u32, container: Option<&Container>) -> Self {
+        let id = container.map(|container| container.id.as_str());
+        Self(Wanted {
+            subject: Subject {
+                asked: format!("process {pid}"),
+                container: container.cloned(),
+                pod_uid: None,
+                main_pid: Some(pid),
+            },
+            place: place(place_of_process(Path::new("/proc"), pid, id)),
+            pids: vec![pid],
+            most_smaps: 1,
+        })
+    }
+
+    /// `go` is what this snapshot has of the runtime's books.
+    pub fn read(&self, go: &Known<GoBooks>) -> Facts {
+        let mut facts = gather(&self.0, None);
+        facts.host = host();
+        let main = self.0.subject.main_pid;
+        if let Some(process) = facts.processes.iter_mut().find(|it| Some(it.id.pid) == main) {
+            process.go = match go {
+                Known::Value(books) => Known::Value(without_stacks(books)),
+                Known::Unknown { reason } => Known::unknown(reason.clone()),
+            };
+        }
+        facts
+    }
+}
+
+fn host() -> HostSummary {
+    let host = gather_plain_host();
+    HostSummary {
+        kernel_release: host.kernel_release,
+        architecture: host.architecture,
+        cpus: host.cpus,
+        page_size_bytes: host.page_size_bytes,
     }
 }

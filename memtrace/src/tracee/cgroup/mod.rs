@@ -42,6 +42,9 @@ pub struct Wanted {
     pub place: Known<Place>,
     /// Processes to read where there is no cgroup, or none of them can be listed in it.
     pub pids: Vec<u32>,
+    /// Processes of which every mapping is read, the main one first, then the largest;
+    /// [`MOST_SMAPS`] where nothing speaks against it.
+    pub most_smaps: usize,
 }
 
 /// Reads everything. With `frozen`, the processes stand still meanwhile; it is let go of as soon as
@@ -60,7 +63,7 @@ pub fn gather(wanted: &Wanted, frozen: Option<Frozen>) -> Facts {
     pids.extend(&wanted.pids);
     pids.sort_unstable();
     pids.dedup();
-    let (processes, unread) = processes::read(&pids, wanted.subject.main_pid);
+    let (processes, unread) = processes::read(&pids, wanted.subject.main_pid, wanted.most_smaps);
     let cgroup = match (&wanted.place, before) {
         (Known::Value(place), Some(before)) => {
             let mut read = files::complete(place, before, start);

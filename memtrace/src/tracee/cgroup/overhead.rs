@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_proxy_is_known_by_the_address_it_publishes() {
-        let command = "/usr/bin/docker-proxy\0-proto\0tcp\0-host-ip\0 0.0.0.0\0-container-ip\0172.17.0.2\0-container-port\080\0";
+        let command = "/usr/bin/docker-proxy\0-proto\0tcp\0-host-ip\0 0.0.0.0\0-container-ip\x00172.17.0.2\0-container-port\x0080\0";
         let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n\
                     Local:\n     |-- 127.0.0.1\n        /32 host LOCAL\n     |-- 172.17.0.2\n        /32 host LOCAL\n     |-- 172.17.255.255\n        /32 link BROADCAST\n";
         let own = local_addresses(trie);

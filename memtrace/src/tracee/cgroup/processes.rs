@@ -8,11 +8,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::MOST_PROCESSES;
 use super::go_version::go_version;
 use super::layout::{Memory, examine};
 use super::smaps::{parse_rollup, parse_smaps};
 use super::stat::{parse_stack_pointer, parse_tmpfs_devices, read_number, read_stat, read_status};
-use super::{MOST_PROCESSES, MOST_SMAPS};
 use crate::snapshot::facts::{ProcessFacts, Rollup, Unread};
 use crate::snapshot::{Known, ProcessId};
 use crate::tracee::capabilities::missing_for;
@@ -29,7 +29,11 @@ const ATTEMPTS: u32 = 3;
 const PAGE_PRESENT: u64 = 1 << 63;
 
 /// Reads every process; mappings of the largest only, the main one always.
-pub(super) fn read(pids: &[u32], main: Option<u32>) -> (Vec<ProcessFacts>, Vec<Unread>) {
+pub(super) fn read(
+    pids: &[u32],
+    main: Option<u32>,
+    most_smaps: usize,
+) -> (Vec<ProcessFacts>, Vec<Unread>) {
     let mut unread = Vec::new();
     let mut begun = Vec::new();
     for (number, pid) in pids.iter().enumerate() {
@@ -50,13 +54,13 @@ pub(super) fn read(pids: &[u32], main: Option<u32>) -> (Vec<ProcessFacts>, Vec<U
     let mut processes = Vec::with_capacity(begun.len());
     for (number, mut process) in begun.into_iter().enumerate() {
         let directory = directory_of(process.id.pid);
-        if number < MOST_SMAPS {
+        if number < most_smaps {
             read_mappings(&mut process, &directory);
         } else {
             process.rollup_after = read_rollup(&directory, process.id.pid);
             process.rollup_before = process.rollup_after.clone();
             process.mappings = Known::unknown(format!(
-                "not among the {MOST_SMAPS} largest processes, whose mappings are read"
+                "not among the {most_smaps} processes whose mappings are read"
             ));
         }
         // What was read is of this process only if its pid still is.
