@@ -185,9 +185,16 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "FILE", group = "what")]
     pub from: Option<PathBuf>,
 
-    /// Where the Go runtime's books come from: `auto` (the target's own pprof port), a URL inside
-    /// its network namespace, a profile FILE, or `off`. A request makes the target allocate
-    #[arg(long, value_name = "URL|FILE|auto|off", default_value = "off", conflicts_with = "from")]
+    /// Where the Go runtime's books come from: `memory` (the process's own), `http` (its pprof port,
+    /// asked: that makes it allocate), `auto` (memory, then http), a URL inside its network
+    /// namespace, a profile FILE, or `off`
+    #[arg(
+        long,
+        visible_alias = "go",
+        value_name = "memory|http|auto|URL|FILE|off",
+        default_value = "memory",
+        conflicts_with = "from"
+    )]
     pub go_profile: GoProfileSource,
 
     /// Stop the container's processes while they are read (its cgroup's freezer): the ledger is

@@ -213,8 +213,16 @@ fn go_s_books_explain_go_s_memory() -> Result<()> {
     let arguments = ["--network", "none", "--memory", "256m", &image.name, "/held"];
     let container = Container::run("held", &arguments)?;
     let truth = truth_of(&container)?;
+    // From memory, which asks nobody, and from its port: the same program, the same figures.
+    for source in ["memory", "http"] {
+        go_is_told(&container.name, source, &truth).with_context(|| source.to_owned())?;
+    }
+    Ok(())
+}
+
+fn go_is_told(container: &str, source: &str, truth: &Value) -> Result<()> {
     let planted = |key: &str| truth[key].as_i64().with_context(|| format!("no `{key}`"));
-    let explained = Explained::of(&["--container", &container.name, "--go-profile", "auto"])?;
+    let explained = Explained::of(&["--container", container, "--go-profile", source])?;
     explained.laws_hold()?;
     for law in ["I5", "I7", "I8", "I12"] {
         ensure!(explained.has_law(law), "{law} was not checked");

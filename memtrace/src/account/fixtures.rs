@@ -194,5 +194,6 @@ pub fn go_memory() -> GoMemory {
         other_sys: MIB / 2,
         next_gc: 60 * MIB,
         num_gc: 7,
+        ..GoMemory::default()
     }
 }

@@ -380,6 +380,7 @@ proptest! {
                     heap_inuse: f[4], heap_released: f[5], stack_inuse: f[6], stack_sys: f[7],
                     mspan_sys: f[8], mcache_sys: f[9], buck_hash_sys: f[10], gc_sys: f[11],
                     other_sys: f[12], next_gc: 0, num_gc: 0,
+                    ..GoMemory::default()
                 }),
                 memory_limit: Known::Value(f[1]),
             });

@@ -15,17 +15,20 @@ use crate::cli::{ColorChoice, ExplainArgs, ExplainTarget};
 use crate::doctor::gather_plain_host;
 use crate::go::{GoProfileSource, GoReader, open_network_namespace};
 use crate::report::ledger::{LedgerOptions, render_json, render_text};
-use crate::snapshot::facts::{FACTS_SCHEMA, Facts, GoFacts, Subject};
-use crate::snapshot::{Container, GoBooks, HostSummary, Known};
+use crate::snapshot::facts::{FACTS_SCHEMA, Facts, GoFacts, NO_LIMIT, ProcessFacts, Subject};
+use crate::snapshot::{Container, GoArena, GoBooks, GoProfile, HostSummary, Known};
 use crate::tracee::cgroup::freeze::freeze;
 use crate::tracee::cgroup::{
     LocateError, MOST_SMAPS, Place, Wanted, gather, place_at, place_of_path, place_of_process,
 };
 use crate::tracee::container::pod::find_pod;
 use crate::tracee::container::{container_of, find_container};
+use crate::tracee::mappings::Mappings;
 use crate::tracee::ports::{connectable, listening_ports};
 use crate::tracee::process::{Process, ProcessError};
 
+/// Go programs besides the main process whose books are read, the largest first.
+const MOST_OTHER_GO: usize = 4;
 /// Saved facts are smaller: 131,060 mappings of 32 processes are 1.3 GB at worst.
 const FACTS_BYTES: u64 = 2 << 30;
 
@@ -96,7 +99,7 @@ fn load(path: &Path) -> Result<Facts> {
 
 async fn read(args: &ExplainArgs) -> Result<Facts> {
     let wanted = resolve(&args.target).await?;
-    // Asking a frozen process would wait for ever: its books are read first.
+    // Asking a frozen process would wait for ever, and its memory is read first, too.
     let go = match wanted.subject.main_pid {
         Some(pid) if args.go_profile != GoProfileSource::Off => {
             Some((pid, read_go(pid, &args.go_profile).await))
@@ -110,10 +113,19 @@ async fn read(args: &ExplainArgs) -> Result<Facts> {
     };
     let mut facts = gather(&wanted, frozen);
     facts.host = host();
-    if let Some((pid, books)) = go
-        && let Some(process) = facts.processes.iter_mut().find(|process| process.id.pid == pid)
+    if let Some((pid, books)) = &go
+        && let Some(process) = facts.processes.iter_mut().find(|process| process.id.pid == *pid)
     {
-        process.go = books;
+        take_books(process, books);
+    }
+    // Other Go programs of the container: from their memory, which asks nobody.
+    if matches!(args.go_profile, GoProfileSource::Memory | GoProfileSource::Auto) {
+        let main = wanted.subject.main_pid;
+        let others = facts.processes.iter_mut().filter(|it| it.go_version.is_some());
+        let others = others.filter(|it| Some(it.id.pid) != main && it.mappings.value().is_some());
+        for process in others.take(MOST_OTHER_GO) {
+            take_books(process, &read_go(process.id.pid, &GoProfileSource::Memory).await);
+        }
     }
     Ok(facts)
 }
@@ -207,41 +219,68 @@ fn place(found: Result<Place, LocateError>) -> Known<Place> {
     }
 }
 
-async fn read_go(pid: u32, source: &GoProfileSource) -> Known<GoFacts> {
-    let namespace = open_network_namespace(pid).unwrap_or_else(|reason| {
-        warn(format_args!("{reason}: the Go profile is asked for from here"));
-        None
-    });
-    let mut reader = GoReader::new(source.clone(), namespace);
+async fn read_go(pid: u32, source: &GoProfileSource) -> Known<GoBooks> {
+    let files = match Process::open(pid).and_then(|process| Mappings::of(&process)) {
+        Ok(mappings) => mappings.files,
+        Err(error) => return Known::unknown(error.to_string()),
+    };
+    // Entering the namespace is for asking; a reading of memory needs none.
+    let namespace = match source {
+        GoProfileSource::Memory | GoProfileSource::File(_) => None,
+        _ => open_network_namespace(pid).unwrap_or_else(|reason| {
+            warn(format_args!("{reason}: the Go profile is asked for from here"));
+            None
+        }),
+    };
+    let mut reader =
+        GoReader::new(source.clone(), namespace).with_memory(pid, GoProfile::Published);
     let ports = || -> Vec<(IpAddr, u16)> {
         let found = listening_ports(pid).unwrap_or_default();
         found.into_iter().flat_map(connectable).map(|at| (at.ip(), at.port())).collect()
     };
-    match reader.read(ports).await {
-        Known::Unknown { reason } => Known::unknown(reason),
-        Known::Value(books) => Known::Value(without_stacks(&books)),
+    reader.read(&files, ports).await
+}
+
+/// Puts the runtime's books where they belong.
+fn take_books(process: &mut ProcessFacts, books: &Known<GoBooks>) {
+    process.go = match books {
+        Known::Value(books) => Known::Value(without_stacks(books)),
+        Known::Unknown { reason } => Known::unknown(reason.clone()),
+    };
+    let arenas = books.value().map(|books| books.arenas.as_slice()).unwrap_or_default();
+    if !arenas.is_empty() {
+        let range = |arena: &GoArena| (arena.start, arena.start.saturating_add(arena.length_bytes));
+        process.go_ranges = Known::Value(arenas.iter().map(range).collect());
     }
 }
 
 /// What the account needs of the runtime's books.
 fn without_stacks(books: &GoBooks) -> GoFacts {
     GoFacts {
-        inuse: Known::Value(books.inuse_bytes),
+        inuse: match &books.no_profile {
+            Some(reason) => Known::unknown(reason.clone()),
+            None => Known::Value(books.inuse_bytes),
+        },
         sample_rate: books.sample_rate_bytes,
         memory: match books.memory {
             Some(memory) => Known::Value(memory),
             None => Known::unknown("the profile does not carry the runtime's statistics"),
         },
-        memory_limit: Known::unknown("the profile does not tell GOMEMLIMIT"),
+        memory_limit: match books.memory.and_then(|memory| memory.memory_limit) {
+            // The runtime's own way to say that there is none.
+            Some(limit) if limit >= i64::MAX as u64 => Known::Value(NO_LIMIT),
+            Some(limit) => Known::Value(limit),
+            None => Known::unknown("this source does not tell GOMEMLIMIT"),
+        },
         source: books.source.clone(),
     }
 }
 
 /// Reads the memory around a process that is being recorded, once for each snapshot.
 #[derive(Debug)]
-pub struct MemoryReader(Wanted);
+pub struct ContainerMemory(Wanted);
 
-impl MemoryReader {
+impl ContainerMemory {
     /// Every mapping of the process itself; of its container's others their sums.
     pub fn of(pid: u32, container: Option<&Container>) -> Self {
         let id = container.map(|container| container.id.as_str());
@@ -264,10 +303,7 @@ impl MemoryReader {
         facts.host = host();
         let main = self.0.subject.main_pid;
         if let Some(process) = facts.processes.iter_mut().find(|it| Some(it.id.pid) == main) {
-            process.go = match go {
-                Known::Value(books) => Known::Value(without_stacks(books)),
-                Known::Unknown { reason } => Known::unknown(reason.clone()),
-            };
+            take_books(process, go);
         }
         facts
     }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use tokio::io::unix::AsyncFd;
 
 use super::exit::SessionError;
-use super::explain::MemoryReader;
+use super::explain::ContainerMemory;
 use super::outputs::{Outputs, Sink};
 use super::probes::{Planned, Probes, explain, plan_for, reasons};
 use super::progress::{Progress, Status};
@@ -71,7 +71,7 @@ struct Session {
     kernel: Kernel,
     ranges: RangeMap,
     go: GoReader,
-    memory: MemoryReader,
+    memory: ContainerMemory,
     own: Process,
     /// The kernel side's diagnostics, with `--verbose`.
     log: Option<LogReader>,
@@ -137,7 +137,7 @@ impl Session {
         Ok(Self {
             ranges,
             go: GoReader::new(args.go_profile.clone(), namespace).with_memory(pid, profile),
-            memory: MemoryReader::of(pid, target.container.as_ref()),
+            memory: ContainerMemory::of(pid, target.container.as_ref()),
             own: Process::open(std::process::id())?,
             log,
             verbose: args.verbose,
