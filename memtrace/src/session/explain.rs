@@ -15,7 +15,9 @@ use crate::cli::{ColorChoice, ExplainArgs, ExplainTarget};
 use crate::doctor::gather_plain_host;
 use crate::go::{GoProfileSource, GoReader, open_network_namespace};
 use crate::report::ledger::{LedgerOptions, render_json, render_text};
-use crate::snapshot::facts::{FACTS_SCHEMA, Facts, GoFacts, NO_LIMIT, ProcessFacts, Subject};
+use crate::snapshot::facts::{
+    ArenaFacts, FACTS_SCHEMA, Facts, GoFacts, HeapCensus, NO_LIMIT, ProcessFacts, Subject,
+};
 use crate::snapshot::{Container, GoArena, GoBooks, GoProfile, HostSummary, Known};
 use crate::tracee::cgroup::freeze::freeze;
 use crate::tracee::cgroup::{
@@ -23,6 +25,7 @@ use crate::tracee::cgroup::{
 };
 use crate::tracee::container::pod::find_pod;
 use crate::tracee::container::{container_of, find_container};
+use crate::tracee::heap::{self, Depth};
 use crate::tracee::mappings::Mappings;
 use crate::tracee::ports::{connectable, listening_ports};
 use crate::tracee::process::{Process, ProcessError};
@@ -117,6 +120,9 @@ async fn read(args: &ExplainArgs) -> Result<Facts> {
         && let Some(process) = facts.processes.iter_mut().find(|process| process.id.pid == *pid)
     {
         take_books(process, books);
+    }
+    for process in facts.processes.iter_mut().filter(|it| it.mappings.value().is_some()) {
+        process.heap = read_heap(process.id.pid);
     }
     // Other Go programs of the container: from their memory, which asks nobody.
     if matches!(args.go_profile, GoProfileSource::Memory | GoProfileSource::Auto) {
@@ -239,6 +245,45 @@ async fn read_go(pid: u32, source: &GoProfileSource) -> Known<GoBooks> {
         found.into_iter().flat_map(connectable).map(|at| (at.ip(), at.port())).collect()
     };
     reader.read(&files, ports).await
+}
+
+/// glibc's own books of a process, from its memory.
+fn read_heap(pid: u32) -> Known<HeapCensus> {
+    let census = match Process::open(pid) {
+        Ok(process) => heap::read(&process, Depth::Books),
+        Err(error) => return Known::unknown(error.to_string()),
+    };
+    let census = match census {
+        Known::Value(census) => census,
+        Known::Unknown { reason } => return Known::unknown(reason),
+    };
+    let free = |arena: &heap::Arena, of: fn(&heap::Free) -> u64| match &arena.free {
+        Known::Value(free) => Known::Value(of(free)),
+        Known::Unknown { reason } => Known::unknown(reason.clone()),
+    };
+    let mapped = |of: fn(&heap::MappedChunks) -> u64| match &census.mapped {
+        Known::Value(mapped) => Known::Value(of(mapped)),
+        Known::Unknown { reason } => Known::unknown(reason.clone()),
+    };
+    let arenas = census.arenas.iter().map(|arena| ArenaFacts {
+        address: arena.address,
+        is_main: arena.main,
+        system_bytes: arena.system_bytes,
+        in_use: arena.in_use_bytes.clone(),
+        free: free(arena, |free| free.bytes.saturating_sub(free.top_bytes)),
+        top: free(arena, |free| free.top_bytes),
+    });
+    Known::Value(HeapCensus {
+        source: format!("/proc/{pid}/mem, books of {}", census.allocator),
+        arenas: arenas.collect(),
+        mapped_chunks: mapped(|mapped| mapped.chunks),
+        mapped_bytes: mapped(|mapped| mapped.bytes),
+        thread_caches: match &census.thread_caches {
+            Known::Value(caches) => Known::Value(caches.bytes),
+            Known::Unknown { reason } => Known::unknown(reason.clone()),
+        },
+        trimmable_resident: census.totals.trimmable_resident_bytes.clone(),
+    })
 }
 
 /// Puts the runtime's books where they belong.
