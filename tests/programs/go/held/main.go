@@ -31,7 +31,7 @@ func deep(n int, done chan struct{}) int {
 }
 
 func main() {
-	for range blocks {
+	for i := 0; i < blocks; i++ {
 		block := make([]byte, blockBytes)
 		for i := 0; i < len(block); i += 512 {
 			block[i] = 1
@@ -39,10 +39,10 @@ func main() {
 		held = append(held, block)
 	}
 	done := make(chan struct{})
-	for range goroutines {
+	for i := 0; i < goroutines; i++ {
 		go deep(12, done)
 	}
-	for range goroutines {
+	for i := 0; i < goroutines; i++ {
 		<-done
 	}
 	runtime.GC()
