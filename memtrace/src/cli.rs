@@ -24,6 +24,11 @@ pub enum Command {
     /// Nothing is injected: uprobes stand on the allocator's functions while memtrace runs, and
     /// are gone when it ends, however it ends. Blocks allocated before the attach are not seen.
     Record(RecordArgs),
+    /// Say where a container's memory is, to the last byte, and why every tool says something else
+    ///
+    /// Reads the cgroup's and the processes' own accounts once: no probes, nobody is stopped, nothing
+    /// is allocated in the target. Needs root, or CAP_SYS_PTRACE over the processes.
+    Explain(ExplainArgs),
     /// Render a recording again, in any format; needs neither root nor the process
     Report(ReportArgs),
     /// Check the stacks of a live process against the objects' own unwind information
@@ -169,6 +174,70 @@ pub struct LimitArgs {
     /// Size of the ring for mmap events, bytes, a power of two (allocated at the start)
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = parse_ring_bytes)]
     pub ring_bytes: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    pub target: ExplainTarget,
+
+    /// Explain what `--save` wrote, without root and without the process
+    #[arg(long, value_name = "FILE", group = "what")]
+    pub from: Option<PathBuf>,
+
+    /// Where the Go runtime's books come from: `memory` (the process's own), `http` (its pprof port,
+    /// asked: that makes it allocate), `auto` (memory, then http), a URL inside its network
+    /// namespace, a profile FILE, or `off`
+    #[arg(
+        long,
+        visible_alias = "go",
+        value_name = "memory|http|auto|URL|FILE|off",
+        default_value = "memory",
+        conflicts_with = "from"
+    )]
+    pub go_profile: GoProfileSource,
+
+    /// Stop the container's processes while they are read (its cgroup's freezer): the ledger is
+    /// exact then. They go on whatever happens to memtrace
+    #[arg(long, conflicts_with = "from")]
+    pub freeze: bool,
+
+    /// Write JSON (documented in docs/json.md)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Write what was read, for `memtrace explain --from FILE`
+    #[arg(long, value_name = "FILE", conflicts_with = "from")]
+    pub save: Option<PathBuf>,
+
+    /// Show every digit, and every row however small
+    #[arg(long)]
+    pub bytes: bool,
+
+    /// Colour in the text
+    #[arg(long, value_enum, default_value_t = ColorChoice::Auto, value_name = "WHEN")]
+    pub color: ColorChoice,
+}
+
+/// Exactly one of these, or `--from`, says what to explain.
+#[derive(Debug, Args)]
+#[group(id = "what", required = true, multiple = false)]
+pub struct ExplainTarget {
+    /// A process by its id in this pid namespace, and the container (or cgroup) that it is in
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pid: Option<u32>,
+
+    /// A container by name or id prefix
+    #[arg(short, long, value_name = "NAME|ID", value_parser = NonEmptyStringValueParser::new())]
+    pub container: Option<String>,
+
+    /// A Kubernetes pod by UID (or its beginning), NAME or NAMESPACE/NAME
+    #[arg(long, value_name = "UID|NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub pod: Option<String>,
+
+    /// A cgroup by its path in the hierarchy (`/docker/ID`) or its directory
+    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
+    pub cgroup: Option<String>,
 }
 
 #[derive(Debug, Args)]

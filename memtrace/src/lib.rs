@@ -30,6 +30,8 @@ pub mod go;
 
 pub mod outstanding;
 
+pub mod account;
+
 pub mod report;
 
 pub mod doctor;

@@ -9,7 +9,8 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::ser::Formatter;
 use serde_json::{Value, json};
 
-use super::{ReportError, ReportOptions};
+use super::{ReportError, ReportOptions, ledger_json};
+use crate::account::Ledger;
 use crate::outstanding::books::{
     Amount, Books, CounterLine, Growth, Librarian, RangeLine, StackLine,
 };
@@ -33,7 +34,7 @@ pub(super) fn render(
 }
 
 /// Compact JSON whose strings hold nothing that a terminal acts on.
-struct SafeStrings;
+pub(super) struct SafeStrings;
 
 impl Formatter for SafeStrings {
     fn write_string_fragment<W: io::Write + ?Sized>(
@@ -138,6 +139,10 @@ impl Serialize for Told<'_> {
         map.serialize_entry("go_reason", &go_reason)?;
         map.serialize_entry("process", &process)?;
         map.serialize_entry("process_reason", &process_reason)?;
+        let (memory, memory_reason) =
+            parted(&at.memory, |facts| ledger_json::document(facts, &Ledger::of(facts)));
+        map.serialize_entry("memory", &memory)?;
+        map.serialize_entry("memory_reason", &memory_reason)?;
         map.serialize_entry("summary", &summary(&books.summary))?;
         map.serialize_entry("checks", &Rows(&books.checks, checks))?;
         map.serialize_entry("self", &at.own)?;

@@ -10,6 +10,9 @@ use crate::snapshot::Recording;
 
 mod folded;
 mod json;
+pub mod ledger;
+mod ledger_json;
+mod ledger_tree;
 mod numbers;
 mod pprof;
 mod style;

@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use crate::kernel::KernelError;
+use crate::tracee::cgroup::LocateError;
+use crate::tracee::cgroup::freeze::FreezeError;
 use crate::tracee::container::ContainerError;
+use crate::tracee::container::pod::PodError;
 use crate::tracee::process::ProcessError;
 use crate::tracee::spawn::SpawnError;
 
@@ -57,6 +60,12 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
                 ContainerError::SocketDenied { .. } => 4,
                 _ => 3,
             });
+        }
+        if cause.is::<LocateError>() || cause.is::<PodError>() {
+            return Some(3);
+        }
+        if let Some(error) = cause.downcast_ref::<FreezeError>() {
+            return Some(if error.is_permission() { 4 } else { 3 });
         }
         if let Some(error) = cause.downcast_ref::<SpawnError>() {
             return Some(match error {

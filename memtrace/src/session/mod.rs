@@ -2,6 +2,7 @@
 
 mod diagnostics;
 mod exit;
+mod explain;
 mod outputs;
 mod probes;
 mod progress;
@@ -34,6 +35,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Record(args) => {
             diagnostics::install(args.verbose);
             runtime()?.block_on(record::run(args))
+        }
+        Command::Explain(args) => {
+            diagnostics::install(false);
+            runtime()?.block_on(explain::run(args))
         }
         Command::Report(args) => report(&args),
         Command::Selftest(args) => {

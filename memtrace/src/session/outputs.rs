@@ -83,7 +83,7 @@ impl Sink {
     }
 
     /// A reader that went away (`| head`) is no error.
-    fn deliver(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(super) fn deliver(&mut self, bytes: &[u8]) -> Result<()> {
         match self.write_all(bytes).and_then(|()| self.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             other => other.with_context(|| format!("failed to write to {}", self.name)),

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use tokio::io::unix::AsyncFd;
 
 use super::exit::SessionError;
+use super::explain::ContainerMemory;
 use super::outputs::{Outputs, Sink};
 use super::probes::{Planned, Probes, explain, plan_for, reasons};
 use super::progress::{Progress, Status};
@@ -24,6 +25,7 @@ use crate::kernel::{Kernel, KernelConfig, LogReader, Notice};
 use crate::outstanding::ranges::RangeMap;
 use crate::plan::host::HostFacts;
 use crate::report::visible;
+use crate::snapshot::facts::Facts;
 use crate::snapshot::{
     GoProfile, Header, HostSummary, Known, ProbeReport, Recording, SCHEMA_VERSION, Tracee,
 };
@@ -69,6 +71,7 @@ struct Session {
     kernel: Kernel,
     ranges: RangeMap,
     go: GoReader,
+    memory: ContainerMemory,
     own: Process,
     /// The kernel side's diagnostics, with `--verbose`.
     log: Option<LogReader>,
@@ -134,6 +137,7 @@ impl Session {
         Ok(Self {
             ranges,
             go: GoReader::new(args.go_profile.clone(), namespace).with_memory(pid, profile),
+            memory: ContainerMemory::of(pid, target.container.as_ref()),
             own: Process::open(std::process::id())?,
             log,
             verbose: args.verbose,
@@ -339,6 +343,10 @@ impl Session {
             true => Known::unknown("the process has exited"),
             false => self.go.read(&self.space.mappings.files, || ports_of(pid)).await,
         };
+        let memory = match self.target.process.has_exited() {
+            true => exited_memory(),
+            false => Known::Value(self.memory.read(&go)),
+        };
         let stacks = self.kernel.new_stacks().context("failed to read the stacks")?;
         let readings = Readings {
             hits: self.probes.of_attached(&kernel.hits),
@@ -348,6 +356,7 @@ impl Session {
             cost: self.kernel.own_cost()?,
             go,
             process,
+            memory,
             own_memory: self.own.memory()?.rss,
             ended,
         };
@@ -390,6 +399,10 @@ impl Session {
         let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
         Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
     }
+}
+
+fn exited_memory() -> Known<Facts> {
+    Known::unknown("the process has exited")
 }
 
 /// Where the process listens, without the wildcards that nobody can connect to.

@@ -12,6 +12,7 @@ use super::say::warn;
 use super::space::AddressSpace;
 use crate::kernel::{KernelCost, KernelSnapshot};
 use crate::outstanding::ranges::RangeMap;
+use crate::snapshot::facts::Facts;
 use crate::snapshot::file::{FileError, RecordingWriter};
 use crate::snapshot::{
     AddressNames, AttachedProbe, GoBooks, Header, Known, Name, Native, Object, OwnCost,
@@ -43,6 +44,7 @@ pub struct Readings {
     pub cost: KernelCost,
     pub go: Known<GoBooks>,
     pub process: Known<ProcessMemory>,
+    pub memory: Known<Facts>,
     /// memtrace's own resident memory, bytes.
     pub own_memory: u64,
     /// Why the recording ends here, at the last snapshot.
@@ -113,6 +115,7 @@ impl Recorder {
             },
             ended: readings.ended,
             new_probes: readings.new_probes,
+            memory: readings.memory,
         };
         if let Some(writer) = &mut self.writer {
             let appended = writer.append(&new_objects, &readings.new_stacks, &new_names, &snapshot);

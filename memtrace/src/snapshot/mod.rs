@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub mod facts;
 pub mod file;
 #[cfg(test)]
 pub(crate) mod synthetic;
@@ -201,6 +202,14 @@ pub struct Snapshot {
     /// [`Header::probes`], too, once the snapshot is in a [`Recording`].
     #[serde(default)]
     pub new_probes: ProbeReport,
+    /// The container's memory as `memtrace explain` reads it: what [`crate::account`] explains.
+    #[serde(default = "memory_not_read")]
+    pub memory: Known<facts::Facts>,
+}
+
+/// Of recordings that were made before snapshots carried it.
+fn memory_not_read() -> Known<facts::Facts> {
+    Known::unknown("this recording does not carry the container's memory")
 }
 
 /// The C side: everything that the probes saw.

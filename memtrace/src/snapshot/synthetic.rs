@@ -384,6 +384,7 @@ fn snapshot(sequence: u32, elapsed_s: u64, rows: Vec<StackTotals>, rss: u64) -> 
         ended: None,
 
         new_probes: ProbeReport::default(),
+        memory: Known::unknown("not read"),
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod allocators;
 pub mod capabilities;
+pub mod cgroup;
 pub mod container;
 pub mod elf;
 pub mod heap;

@@ -2,20 +2,20 @@
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-pub(super) fn cells(text: &str) -> usize {
+pub(in crate::report) fn cells(text: &str) -> usize {
     text.width()
 }
 
-pub(super) fn pad_right(text: &str, width: usize) -> String {
+pub(in crate::report) fn pad_right(text: &str, width: usize) -> String {
     format!("{text}{}", " ".repeat(width.saturating_sub(cells(text))))
 }
 
-pub(super) fn pad_left(text: &str, width: usize) -> String {
+pub(in crate::report) fn pad_left(text: &str, width: usize) -> String {
     format!("{}{text}", " ".repeat(width.saturating_sub(cells(text))))
 }
 
 /// The beginning, ended by `…` where something was cut.
-pub(super) fn keep_start(text: &str, width: usize) -> String {
+pub(in crate::report) fn keep_start(text: &str, width: usize) -> String {
     if cells(text) <= width {
         return text.to_owned();
     }
@@ -33,7 +33,7 @@ pub(super) fn keep_start(text: &str, width: usize) -> String {
 }
 
 /// The end, begun by `…` where something was cut: paths tell most at their end.
-pub(super) fn keep_end(text: &str, width: usize) -> String {
+pub(in crate::report) fn keep_end(text: &str, width: usize) -> String {
     if cells(text) <= width {
         return text.to_owned();
     }
@@ -52,7 +52,7 @@ pub(super) fn keep_end(text: &str, width: usize) -> String {
 
 /// Words in lines of `width` cells, each after the first indented by `indent`, which the first is
 /// assumed to have been given already. A word longer than a line is cut; a number keeps its unit.
-pub(super) fn wrap(text: &str, indent: usize, width: usize) -> String {
+pub(in crate::report) fn wrap(text: &str, indent: usize, width: usize) -> String {
     let room = width.saturating_sub(indent).max(20);
     let mut out = String::new();
     let mut used = 0;
@@ -92,7 +92,7 @@ fn unbroken(text: &str) -> Vec<String> {
 }
 
 /// A proportion as `width` cells of blocks, in eighths.
-pub(super) fn bar(part: f64, width: usize) -> String {
+pub(in crate::report) fn bar(part: f64, width: usize) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let eighths = (part.clamp(0.0, 1.0) * width as f64 * 8.0).round() as usize;
     format!("{}{}", "█".repeat(eighths / 8), EIGHTHS[eighths % 8])

@@ -5,15 +5,16 @@
 //! for; no line is wider than asked, names longer than a line excepted by a cut that shows.
 
 mod head;
-mod layout;
+pub(super) mod layout;
 mod seen;
 mod stacks;
 mod summary;
 
 use super::ReportOptions;
+use super::ledger::{LedgerOptions, render_charge};
 use super::style::Paint;
 use crate::outstanding::books::{Books, Librarian};
-use crate::snapshot::Recording;
+use crate::snapshot::{Known, Recording};
 
 /// Narrower than this nothing useful fits.
 const NARROWEST: usize = 40;
@@ -47,6 +48,7 @@ pub(super) fn render(
     page.head();
     page.warnings();
     page.summary();
+    page.container_memory();
     page.native_stacks();
     page.native_ranges();
     page.go_heap();
@@ -60,6 +62,16 @@ impl Page<'_> {
     fn line(&mut self, text: &str) {
         self.out.push_str(text.trim_end());
         self.out.push('\n');
+    }
+
+    /// Where the container's memory is, where the snapshot carries it.
+    fn container_memory(&mut self) {
+        let Known::Value(facts) = &self.books.snapshot.memory else { return };
+        let options =
+            LedgerOptions { width: self.width, colour: self.options.colour, exact: false };
+        if let Some(text) = render_charge(facts, options) {
+            self.out.push_str(&text);
+        }
     }
 
     fn blank(&mut self) {

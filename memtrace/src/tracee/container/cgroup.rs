@@ -21,34 +21,34 @@ const MOST_DEPTH: usize = 64;
 
 /// One line of `/proc/PID/cgroup`: `4:memory:/docker/ID`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Membership<'a> {
+pub(in crate::tracee) struct Membership<'a> {
     /// Comma-separated; empty for the unified hierarchy (v2).
-    pub(super) controllers: &'a str,
-    pub(super) path: &'a str,
+    pub(in crate::tracee) controllers: &'a str,
+    pub(in crate::tracee) path: &'a str,
 }
 
 impl Membership<'_> {
-    fn is_memory(&self) -> bool {
+    pub(in crate::tracee) fn is_memory(&self) -> bool {
         self.controllers.split(',').any(|controller| controller == "memory")
     }
 
-    fn is_unified(&self) -> bool {
+    pub(in crate::tracee) fn is_unified(&self) -> bool {
         self.controllers.is_empty()
     }
 }
 
 /// A container that a cgroup path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Named {
-    pub(super) runtime: &'static str,
-    pub(super) id: String,
+pub(in crate::tracee) struct Named {
+    pub(in crate::tracee) runtime: &'static str,
+    pub(in crate::tracee) id: String,
     /// The cgroup path up to this container: what is below is the container's own affair.
-    pub(super) path: String,
+    pub(in crate::tracee) path: String,
 }
 
 /// The lines in the order in which they are trusted: the memory controller's, then the unified
 /// hierarchy's, then the others.
-pub(super) fn parse_memberships(text: &str) -> Vec<Membership<'_>> {
+pub(in crate::tracee) fn parse_memberships(text: &str) -> Vec<Membership<'_>> {
     let mut memberships: Vec<_> = text
         .lines()
         .filter_map(|line| {
@@ -62,7 +62,7 @@ pub(super) fn parse_memberships(text: &str) -> Vec<Membership<'_>> {
 }
 
 /// The containers in a path, outermost first: several where a container runs containers.
-pub(super) fn containers_in(path: &str) -> Vec<Named> {
+pub(in crate::tracee) fn containers_in(path: &str) -> Vec<Named> {
     let mut found: Vec<Named> = Vec::new();
     let mut end = 0;
     // A bare id says nothing of its runtime; the nearest ancestor that does, does.
@@ -125,7 +125,7 @@ fn runtime_of_ancestor(segment: &str) -> Option<&'static str> {
 }
 
 /// The containers that `/proc/PID/cgroup` names, by the most trusted line that names any.
-pub(super) fn containers_of(cgroup_file: &str) -> Vec<Named> {
+pub(in crate::tracee) fn containers_of(cgroup_file: &str) -> Vec<Named> {
     parse_memberships(cgroup_file)
         .iter()
         .map(|line| containers_in(line.path))
@@ -134,7 +134,7 @@ pub(super) fn containers_of(cgroup_file: &str) -> Vec<Named> {
 }
 
 /// Whether any line names this id.
-pub(super) fn names_id(cgroup_file: &str, id: &str) -> bool {
+pub(in crate::tracee) fn names_id(cgroup_file: &str, id: &str) -> bool {
     parse_memberships(cgroup_file)
         .iter()
         .any(|line| containers_in(line.path).iter().any(|named| named.id == id))
@@ -142,14 +142,14 @@ pub(super) fn names_id(cgroup_file: &str, id: &str) -> bool {
 
 /// A process that is in one or more containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Contained {
-    pub(super) pid: u32,
+pub(in crate::tracee) struct Contained {
+    pub(in crate::tracee) pid: u32,
     /// Outermost first, never empty.
-    pub(super) containers: Vec<Named>,
+    pub(in crate::tracee) containers: Vec<Named>,
 }
 
 /// Every process that is in a container. One small file is read per process of the machine.
-pub(super) fn scan(proc: &Path) -> std::io::Result<Vec<Contained>> {
+pub(in crate::tracee) fn scan(proc: &Path) -> std::io::Result<Vec<Contained>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(proc)? {
         let Ok(entry) = entry else { continue };
@@ -167,7 +167,7 @@ pub(super) fn scan(proc: &Path) -> std::io::Result<Vec<Contained>> {
     Ok(found)
 }
 
-pub(super) fn read_cgroup_file(proc: &Path, pid: u32) -> std::io::Result<String> {
+pub(in crate::tracee) fn read_cgroup_file(proc: &Path, pid: u32) -> std::io::Result<String> {
     read_bounded(&proc.join(pid.to_string()).join("cgroup"), PROC_FILE_BYTES)
 }
 
@@ -176,7 +176,11 @@ pub(super) fn read_cgroup_file(proc: &Path, pid: u32) -> std::io::Result<String>
 ///
 /// Processes of containers inside it come last. A container may name a cgroup of its own after
 /// another container: whoever has the id further out is the one it belongs to.
-pub(super) fn first_process(proc: &Path, id: &str, scanned: &[Contained]) -> Option<u32> {
+pub(in crate::tracee) fn first_process(
+    proc: &Path,
+    id: &str,
+    scanned: &[Contained],
+) -> Option<u32> {
     let candidates = scanned.iter().filter_map(|process| {
         let outside = process.containers.iter().position(|named| named.id == id)?;
         let inside = process.containers.len() - outside;
@@ -206,7 +210,7 @@ fn parse_start_time(stat: &str) -> Option<u64> {
 /// Read from the container's cgroup directory and those below it: on v1 the memory controller's,
 /// on v2 and hybrid hosts the unified one's. Where no such directory can be read (another cgroup
 /// namespace, no cgroup mount) the processes that name the id are taken from `/proc`.
-pub(super) fn processes_of(proc: &Path, id: &str, first: u32) -> Vec<u32> {
+pub(in crate::tracee) fn processes_of(proc: &Path, id: &str, first: u32) -> Vec<u32> {
     let mut pids = processes_by_directory(proc, id, first)
         .or_else(|| processes_by_path(proc, id, first))
         .unwrap_or_default();
@@ -241,26 +245,31 @@ fn processes_by_path(proc: &Path, id: &str, first: u32) -> Option<Vec<u32>> {
 
 /// A mounted cgroup hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct CgroupMount {
-    unified: bool,
+pub(in crate::tracee) struct CgroupMount {
+    pub(in crate::tracee) unified: bool,
     /// Super block options: the controllers of a v1 hierarchy.
     options: String,
     /// The cgroup that is mounted, `/` for the whole hierarchy.
-    root: String,
-    mountpoint: PathBuf,
+    pub(in crate::tracee) root: String,
+    pub(in crate::tracee) mountpoint: PathBuf,
 }
 
 impl CgroupMount {
-    fn holds(&self, line: &Membership<'_>) -> bool {
+    pub(in crate::tracee) fn holds(&self, line: &Membership<'_>) -> bool {
         if self.unified || line.is_unified() {
             return self.unified && line.is_unified();
         }
         line.controllers.split(',').all(|one| self.options.split(',').any(|option| option == one))
     }
 
+    /// Whether this is a v1 hierarchy with the controller.
+    pub(in crate::tracee) fn has_controller(&self, controller: &str) -> bool {
+        !self.unified && self.options.split(',').any(|option| option == controller)
+    }
+
     /// The directory of a cgroup path. `None` when it is not below this mount, and for the mount's
     /// own root: that is everything on the host, never one container.
-    fn directory_of(&self, path: &str) -> Option<PathBuf> {
+    pub(in crate::tracee) fn directory_of(&self, path: &str) -> Option<PathBuf> {
         let below = match self.root.as_str() {
             "/" => path,
             root => path.strip_prefix(root).filter(|rest| rest.starts_with('/'))?,
@@ -272,7 +281,7 @@ impl CgroupMount {
     }
 }
 
-fn parse_cgroup_mounts(mountinfo: &str) -> Vec<CgroupMount> {
+pub(in crate::tracee) fn parse_cgroup_mounts(mountinfo: &str) -> Vec<CgroupMount> {
     let mount = |line: &str| {
         let (before, after) = line.split_once(" - ")?;
         let mut after = after.split(' ');
@@ -297,7 +306,7 @@ fn unescape(text: &str) -> String {
 }
 
 /// The pids in `cgroup.procs` of a directory and of all below it, as far as they can be read.
-fn read_processes_below(directory: &Path) -> Vec<u32> {
+pub(in crate::tracee) fn read_processes_below(directory: &Path) -> Vec<u32> {
     let mut pids = Vec::new();
     let mut waiting = vec![(directory.to_path_buf(), 0)];
     let mut seen = 0;
@@ -326,7 +335,7 @@ fn read_processes_below(directory: &Path) -> Vec<u32> {
 }
 
 /// Reads a file as text, no more than `most` bytes of it; what is not UTF-8 is replaced.
-pub(super) fn read_bounded(path: &Path, most: u64) -> std::io::Result<String> {
+pub(in crate::tracee) fn read_bounded(path: &Path, most: u64) -> std::io::Result<String> {
     let mut bytes = Vec::new();
     File::open(path)?.take(most).read_to_end(&mut bytes)?;
     Ok(match String::from_utf8(bytes) {

@@ -5,9 +5,10 @@
 //! be in a cgroup that names the container. Limits: containers without a 64-digit id (LXC,
 //! systemd-nspawn) are not known by name; use their pid.
 
-mod cgroup;
+pub(in crate::tracee) mod cgroup;
 mod choose;
 mod engine;
+pub mod pod;
 mod state_files;
 
 use std::path::PathBuf;

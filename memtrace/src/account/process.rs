@@ -1,0 +1,214 @@
+//! One process: its resident memory by class of mapping, each mapping in exactly one.
+//!
+//! ```text
+//! RSS (smaps_rollup) = Σ classes (smaps) + residual        the residual is zero when nothing moves
+//! ```
+
+use std::collections::HashSet;
+
+use serde::Serialize;
+
+use super::classes::{Class, ClassTotals, other_allocator, totals};
+use super::row::Row;
+use super::{go, native};
+use crate::snapshot::Known;
+use crate::snapshot::facts::{Facts, ProcessFacts, Rollup};
+
+#[derive(Clone, Debug, Serialize)]
+pub struct ProcessLedger {
+    pub pid: u32,
+    pub comm: String,
+    pub executable: String,
+    pub threads: Option<u64>,
+    pub go_version: Option<String>,
+    /// An allocator other than glibc's that is mapped.
+    pub allocator: Option<&'static str>,
+    /// `smaps_rollup Rss`, `Pss`; `Private_Clean + Private_Dirty`.
+    pub rss: Known<u64>,
+    pub pss: Known<u64>,
+    pub uss: Known<u64>,
+    pub pss_anon: Known<u64>,
+    pub pss_file: Known<u64>,
+    pub pss_shmem: Known<u64>,
+    pub swap: Known<u64>,
+    /// `status VmRSS`, `VmHWM`: what `ps` and `top` show.
+    pub vm_rss: Option<u64>,
+    pub vm_hwm: Option<u64>,
+    pub vm_pte: Option<u64>,
+    pub classes: Vec<ClassTotals>,
+    /// Resident memory by class.
+    pub resident: Known<Row>,
+    /// Anonymous memory by class, as far as it is this process's share.
+    pub anonymous: Known<Row>,
+}
+
+impl ProcessLedger {
+    pub fn of(process: &ProcessFacts, facts: &Facts) -> Self {
+        let rollup = &process.rollup_after;
+        let field = |of: fn(&Rollup) -> u64| match rollup {
+            Known::Value(rollup) => Known::Value(of(rollup)),
+            Known::Unknown { reason } => Known::unknown(reason.clone()),
+        };
+        let since_5_4 = |of: fn(&Rollup) -> Option<u64>| match rollup {
+            Known::Value(rollup) => match of(rollup) {
+                Some(bytes) => Known::Value(bytes),
+                None => Known::unknown("this kernel's smaps_rollup does not tell it (Linux 5.4)"),
+            },
+            Known::Unknown { reason } => Known::unknown(reason.clone()),
+        };
+        let mut ledger = Self {
+            pid: process.id.pid,
+            comm: process.comm.clone(),
+            executable: process.executable.clone(),
+            threads: process.status.threads,
+            go_version: process.go_version.clone(),
+            allocator: process.mappings.value().and_then(|mappings| other_allocator(mappings)),
+            rss: field(|rollup| rollup.rss),
+            pss: field(|rollup| rollup.pss),
+            uss: field(|rollup| rollup.private_clean.saturating_add(rollup.private_dirty)),
+            pss_anon: since_5_4(|rollup| rollup.pss_anon),
+            pss_file: since_5_4(|rollup| rollup.pss_file),
+            pss_shmem: since_5_4(|rollup| rollup.pss_shmem),
+            swap: field(|rollup| rollup.swap),
+            vm_rss: process.status.vm_rss,
+            vm_hwm: process.status.vm_hwm,
+            vm_pte: process.status.vm_pte,
+            classes: totals(process),
+            resident: Known::unknown(""),
+            anonymous: Known::unknown(""),
+        };
+        ledger.resident = ledger.resident_row(process, facts);
+        ledger.anonymous = ledger.anonymous_row(process);
+        ledger
+    }
+
+    pub fn class(&self, class: Class) -> Option<&ClassTotals> {
+        self.classes.iter().find(|totals| totals.class == class)
+    }
+
+    /// Resident bytes of the classes that `wanted` holds for.
+    pub fn resident_of(&self, wanted: impl Fn(Class) -> bool) -> u64 {
+        let of_class = self.classes.iter().filter(|totals| wanted(totals.class));
+        of_class.map(|totals| totals.rss).fold(0, u64::saturating_add)
+    }
+
+    fn resident_row(&self, process: &ProcessFacts, facts: &Facts) -> Known<Row> {
+        let pid = self.pid;
+        if let Some(reason) = process.mappings.reason() {
+            return Known::unknown(reason);
+        }
+        let rss = match &self.rss {
+            Known::Value(rss) => *rss,
+            Known::Unknown { reason } => return Known::unknown(reason.clone()),
+        };
+        let source = format!("/proc/{pid}/smaps_rollup Rss");
+        let whole = Row::measured("rss", "resident memory (RSS)", Known::Value(rss), source);
+        let rows = self
+            .classes
+            .iter()
+            .filter(|totals| totals.rss > 0 || totals.class.is_c_heap())
+            .map(|totals| self.class_row(totals, totals.rss, "Rss", process));
+        let row = whole.with(rows).sorted().closed(
+            "rss_residual",
+            "moved between two readings",
+            "smaps and smaps_rollup are read one after the other",
+        );
+        let page = facts.host.page_size_bytes.max(1);
+        Known::Value(match process.mappings_lost {
+            0 => row,
+            lost => row
+                .note(format!("{lost} mappings were not understood or not kept ({page} B pages)")),
+        })
+    }
+
+    /// The share of the cgroup's anonymous memory: `Pss_Anon = Σ Anonymous − shared with others`.
+    fn anonymous_row(&self, process: &ProcessFacts) -> Known<Row> {
+        let pid = self.pid;
+        let pss_anon = match &self.pss_anon {
+            Known::Value(bytes) => *bytes,
+            Known::Unknown { reason } => return Known::unknown(reason.clone()),
+        };
+        let label = format!("{} (pid {pid})", self.comm);
+        let source = format!("/proc/{pid}/smaps_rollup Pss_Anon");
+        let row = Row::measured("process_anon", &label, Known::Value(pss_anon), source);
+        let rows = self
+            .classes
+            .iter()
+            .filter(|totals| totals.anonymous > 0)
+            .map(|totals| self.class_row(totals, totals.anonymous, "Anonymous", process));
+        Known::Value(row.with(rows).sorted().closed(
+            "anon_shared",
+            "less what is shared with other processes",
+            "after fork, pages are one's own only once written; each sharer counts its share",
+        ))
+    }
+
+    fn class_row(
+        &self,
+        totals: &ClassTotals,
+        bytes: u64,
+        field: &str,
+        process: &ProcessFacts,
+    ) -> Row {
+        let class = totals.class;
+        let count = totals.mappings;
+        let mappings = if count == 1 { "mapping" } else { "mappings" };
+        let source = format!("/proc/{}/smaps {field}, {count} {mappings}", self.pid);
+        let label = match (class, self.allocator) {
+            (Class::AllocatorRegion, Some(allocator)) => {
+                format!("regions of {allocator}, and own mappings")
+            }
+            (Class::Arena, _) => match arenas(process) {
+                Some(arenas) => format!("C heap: {arenas} other arenas of glibc ({count} heaps)"),
+                None => format!("C heap: {count} heaps of other glibc arenas"),
+            },
+            (Class::ThreadStack, _) => format!("thread stacks ({count})"),
+            (Class::NativeAnonymous, _) if self.go_version.is_some() => {
+                "anonymous mappings: native, or Go's tables".to_owned()
+            }
+            _ => class.label().to_owned(),
+        };
+        let row = Row::measured(class.key(), &label, Known::Value(bytes), source);
+        match class {
+            Class::GoHeap => row.with(go::heap_rows(process)).closed(
+                "go_residual",
+                "counted by Go and not touched (−), or given back and still here (+)",
+                "",
+            ),
+            Class::GoRuntime => row.with(go::table_rows(process)).closed(
+                "go_tables_residual",
+                "reserved or untouched",
+                "",
+            ),
+            Class::NativeAnonymous => match go::memory(process) {
+                Some((go, memory)) if self.class(Class::GoRuntime).is_none() => row.with([
+                    Row::derived(
+                        "go_tables",
+                        "of it Go runtime's own tables, as Go counts them",
+                        go::tables(memory),
+                        format!("MSpanSys + MCacheSys + BuckHashSys + GCSys + OtherSys + StackSys − StackInuse ({})", go.source),
+                    )
+                    .within(),
+                ]),
+                _ => row,
+            },
+            Class::MainHeap | Class::Arena => {
+                let rows = native::heap_rows(process, class == Class::MainHeap);
+                match (rows.is_empty(), process.heap.reason()) {
+                    (true, Some(reason)) => {
+                        row.note(format!("how much of it is in use is unknown: {reason}"))
+                    }
+                    _ => row.with(rows).closed("c_residual", "untouched chunks (−), page ends (+)", ""),
+                }
+            }
+            _ => row,
+        }
+    }
+}
+
+/// How many arenas besides the main one, as the heaps' headers tell.
+fn arenas(process: &ProcessFacts) -> Option<usize> {
+    let heaps = process.glibc_heaps.value()?;
+    let arenas: HashSet<u64> = heaps.iter().map(|heap| heap.arena).collect();
+    Some(arenas.len())
+}
