@@ -133,6 +133,13 @@ async fn read(args: &ExplainArgs) -> Result<Facts> {
             take_books(process, &read_go(process.id.pid, &GoProfileSource::Memory).await);
         }
     }
+    // Go 1.26 and later put the heap at a random address: only the runtime can tell where it is.
+    let unplaced = facts.processes.iter_mut().filter(|it| it.mappings.value().is_some());
+    let unplaced = unplaced.filter(|it| it.go_version.is_some() && it.go_ranges.value().is_none());
+    for process in unplaced.take(1 + MOST_OTHER_GO) {
+        let books = read_go(process.id.pid, &GoProfileSource::Memory).await;
+        take_arenas(process, &books);
+    }
     Ok(facts)
 }
 
@@ -292,6 +299,10 @@ fn take_books(process: &mut ProcessFacts, books: &Known<GoBooks>) {
         Known::Value(books) => Known::Value(without_stacks(books)),
         Known::Unknown { reason } => Known::unknown(reason.clone()),
     };
+    take_arenas(process, books);
+}
+
+fn take_arenas(process: &mut ProcessFacts, books: &Known<GoBooks>) {
     let arenas = books.value().map(|books| books.arenas.as_slice()).unwrap_or_default();
     if !arenas.is_empty() {
         let range = |arena: &GoArena| (arena.start, arena.start.saturating_add(arena.length_bytes));
