@@ -465,7 +465,12 @@ fn a_denied_bpf_is_told_apart_from_a_kernel_without_it() -> Result<()> {
     let pid = program.pid().to_string();
     for (call, errno, code, words) in [
         (libc::SYS_bpf, libc::EPERM, exit_code::NOT_PERMITTED, ["bpf", "seccomp"]),
-        (libc::SYS_bpf, libc::ENOSYS, exit_code::KERNEL_LACKS, ["bpf", "no bpf system call"]),
+        (
+            libc::SYS_bpf,
+            libc::ENOSYS,
+            exit_code::KERNEL_LACKS,
+            ["bpf(2)", "without the system call"],
+        ),
         (
             libc::SYS_perf_event_open,
             libc::EACCES,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use memtrace_common::counters::{Loss, Tally};
 use memtrace_common::unwind::WalkEnd;
 
+use super::callers::{CallerLine, callers};
 use super::checks::{Check, checks};
 use super::frames::{Frame, FrameIndex, FrameName};
 use super::ranges::RangeAnomalies;
@@ -113,6 +114,8 @@ pub struct Books<'a> {
     pub growth: Option<Growth>,
     /// Every stack that allocated since the attach, the largest outstanding first.
     pub stacks: Vec<StackLine>,
+    /// The same stacks, added up by the program's own frame nearest to the allocator.
+    pub callers: Vec<CallerLine>,
     /// Outstanding bytes whose stack is not whole.
     pub truncated: Amount,
     pub ranges: Vec<RangeLine>,
@@ -281,6 +284,9 @@ impl<'a> Librarian<'a> {
             amounts(a).cmp(&amounts(b)).then_with(names)
         });
 
+        let held = |line: &StackLine| ranked(line.outstanding, line.aged, min_age_ns);
+        let callers = callers(&stacks, held, &self.recording.header.tracee.executable);
+
         // The earliest of equal peaks.
         let (peak_bytes, peak_elapsed_ns) = history
             .iter()
@@ -300,6 +306,7 @@ impl<'a> Librarian<'a> {
             growth_base,
             growth: growth(total.outstanding.bytes, base.map_or(0, |(_, amounts)| sum(amounts))),
             stacks,
+            callers,
             truncated: total.truncated,
             ranges: self.range_lines(snapshot),
             summary: Summary::new(snapshot, total.outstanding.bytes),

@@ -3,6 +3,7 @@
 //! Invariant: Σ by stack = Σ by block = Σ alloc − Σ free; where it does not hold, the books say so.
 
 pub mod books;
+pub mod callers;
 pub mod checks;
 pub mod frames;
 pub mod ranges;

@@ -14,6 +14,7 @@ use crate::account::Ledger;
 use crate::outstanding::books::{
     Amount, Books, CounterLine, Growth, Librarian, RangeLine, StackLine,
 };
+use crate::outstanding::callers::CallerLine;
 use crate::outstanding::checks::Check;
 use crate::outstanding::frames::{Frame, FrameKind};
 use crate::outstanding::summary::{GoCounted, Summary};
@@ -202,6 +203,7 @@ impl Serialize for Native<'_, '_> {
         map.serialize_entry("growth", &growth(books.growth))?;
         map.serialize_entry("growth_since", &since)?;
         map.serialize_entry("stacks", &Rows(&books.stacks, stack))?;
+        map.serialize_entry("callers", &Rows(&books.callers, caller))?;
         map.serialize_entry("ranges", &Ranges(books))?;
         map.serialize_entry("losses", &counters(&books.losses))?;
         map.serialize_entry("tallies", &counters(&books.tallies))?;
@@ -248,6 +250,18 @@ fn stack(line: &StackLine) -> Value {
         "complete": line.is_complete(),
         "ids": line.ids.iter().map(hexadecimal).collect::<Vec<_>>(),
         "frames": line.frames.iter().map(|at| frame(at)).collect::<Vec<_>>(),
+    })
+}
+
+fn caller(line: &CallerLine) -> Value {
+    json!({
+        "bytes": line.held.bytes,
+        "blocks": line.held.blocks,
+        "stacks": line.stacks,
+        "share": line.share,
+        "growth": growth(line.growth),
+        "frame": line.frame.as_deref().map(frame),
+        "go_caller": line.go_caller.as_deref().map(frame),
     })
 }
 

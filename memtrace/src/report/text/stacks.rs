@@ -13,6 +13,8 @@ use crate::snapshot::{GoBooks, GoProfile, RangeOwner};
 /// Stacks below 0.05 % would read 0.0 %: they are summed up.
 const SMALLEST_SHARE: f64 = 0.0005;
 const FRAME_INDENT: usize = 6;
+/// Calls that are worth a line above the stacks.
+const MOST_CALLERS: usize = 5;
 
 impl Page<'_> {
     pub(super) fn native_stacks(&mut self) {
@@ -55,6 +57,7 @@ impl Page<'_> {
             self.paragraph(2, "No stack holds anything.");
             return;
         }
+        self.callers(held.len());
         // Rows are sorted: what is too small to read stands at the end. One row is always shown.
         let worth_reading =
             held.partition_point(|line| line.share >= SMALLEST_SHARE).max(1).min(self.options.top);
@@ -75,6 +78,37 @@ impl Page<'_> {
             );
             self.paragraph(2, &text);
         }
+    }
+
+    /// Who asked for it, where that is shorter than the list of stacks.
+    fn callers(&mut self, stacks: usize) {
+        let callers = &self.books.callers;
+        if callers.len() >= stacks {
+            return;
+        }
+        self.blank();
+        self.paragraph(2, "Added up by the program's own call nearest to the allocator:");
+        for line in callers.iter().take(MOST_CALLERS) {
+            let mut facts = vec![
+                format!("{:.1} %", line.share * 100.0),
+                count(line.held.blocks, "block"),
+                count(line.stacks as u64, "stack"),
+            ];
+            facts.extend(line.growth.map(|growth| rate(growth.bytes_per_second)));
+            let figure = pad_left(&bytes(line.held.bytes), 11);
+            let text = format!("{figure}   {}", facts.join(" · "));
+            self.line(&keep_start(&text, self.width));
+            let frames: Vec<_> = line.frame.iter().chain(&line.go_caller).cloned().collect();
+            self.frames(&frames);
+        }
+        let rest = &callers[callers.len().min(MOST_CALLERS)..];
+        if !rest.is_empty() {
+            let held = rest.iter().fold(0u64, |sum, line| sum.saturating_add(line.held.bytes));
+            let text = format!("{} more hold {}.", count(rest.len() as u64, "call"), bytes(held));
+            self.paragraph(2, &text);
+        }
+        self.blank();
+        self.paragraph(2, "By complete stack:");
     }
 
     fn since(&self) -> String {
