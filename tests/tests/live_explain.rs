@@ -228,9 +228,9 @@ fn go_is_told(container: &str, source: &str, truth: &Value) -> Result<()> {
         ensure!(explained.has_law(law), "{law} was not checked");
     }
     let held = planted("held")?;
-    // Sampled every 512 KiB: blocks of 64 KiB are seen with an error of √(512 × 64 KiB) and more.
+    // Sampled every 16 KiB: 98 % of 512 blocks of 64 KiB, so the estimate is 1 % off, and rarely 3 %.
     let live = explained.tool("pprof")?;
-    ensure!((held - held / 4..=held + held / 4).contains(&live), "pprof {live}, held {held}");
+    ensure!((held - held / 10..=held + held / 10).contains(&live), "pprof {live}, held {held}");
     about("Go's arenas", explained.row("resident", "go_heap")?, held, held / 2 + (16 << 20))?;
     let stacks = planted("stack_inuse")?;
     let told = explained.row("resident", "go_stacks")?;

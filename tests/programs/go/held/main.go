@@ -30,6 +30,11 @@ func deep(n int, done chan struct{}) int {
 	return deep(n-1, done) + int(frame[(n+1)%1024])
 }
 
+func init() {
+	// At the usual 512 KiB the profile of 32 MiB rests on 64 samples, and is 25 % off one time in 20.
+	runtime.MemProfileRate = 16 << 10
+}
+
 func main() {
 	for i := 0; i < blocks; i++ {
 		block := make([]byte, blockBytes)
