@@ -309,12 +309,8 @@ impl Session {
 
     fn follow_mappings(&mut self) -> Result<()> {
         let process = &self.target.process;
-        if !self.space.mappings.changed(process)? {
-            return Ok(());
-        }
-        let new = self.space.refresh(process)?;
+        let Some(files) = self.space.arrived(process)? else { return Ok(()) };
         self.space.publish(&mut self.kernel, process.pid())?;
-        let files: Vec<_> = new.iter().map(|&at| self.space.mappings.files[at].clone()).collect();
         let planned = plan_for(process, &files, &self.host);
         self.probes.attach(&mut self.kernel, process.pid(), &planned)
     }

@@ -9,6 +9,7 @@ use crate::snapshot::{NotProbed, Object};
 use crate::stacks::space::{GENERATED_CODE, NoTable};
 use crate::stacks::symbolize::{NamedRegion, Options};
 use crate::stacks::{ProcessSpace, Symbolizer, TableStore};
+use crate::tracee::MappedFile;
 use crate::tracee::elf::read_build_id;
 use crate::tracee::mappings::{Mappings, read_maps};
 use crate::tracee::process::Process;
@@ -81,6 +82,16 @@ impl AddressSpace {
     /// The mappings as the walk knows them.
     pub fn current(&mut self) -> ProcessSpace {
         self.tables.space_of(&self.mappings.files, &self.anonymous_code)
+    }
+
+    /// The files that were mapped since the last look, which have their tables now. `None`: the
+    /// mappings are as they were.
+    pub fn arrived(&mut self, process: &Process) -> Result<Option<Vec<MappedFile>>> {
+        if !self.mappings.changed(process)? {
+            return Ok(None);
+        }
+        let new = self.refresh(process)?;
+        Ok(Some(new.iter().map(|&at| self.mappings.files[at].clone()).collect()))
     }
 
     /// Tells the kernel side the mappings as they are now, and the rows that it lacks.

@@ -256,11 +256,7 @@ impl Check {
 
     fn follow_mappings(&mut self) -> Result<()> {
         let process = &self.target.process;
-        if !self.space.mappings.changed(process)? {
-            return Ok(());
-        }
-        let new = self.space.refresh(process)?;
-        let files: Vec<_> = new.iter().map(|&at| self.space.mappings.files[at].clone()).collect();
+        let Some(files) = self.space.arrived(process)? else { return Ok(()) };
         let planned = plan_for(process, &files, &self.host);
         self.publish()?;
         self.attach(&planned)
