@@ -39,6 +39,13 @@ pub struct Site {
     pub through: Vec<String>,
 }
 
+/// Fails where the books are not the truth, with every difference.
+pub fn assert_told(truth: &Truth, native: &Native) -> anyhow::Result<()> {
+    let differences = differences(truth, native);
+    anyhow::ensure!(differences.is_empty(), "{differences:#?}");
+    Ok(())
+}
+
 /// Every difference between the truth and the books, in words; empty when there is none.
 pub fn differences(truth: &Truth, native: &Native) -> Vec<String> {
     let mut found = Vec::new();

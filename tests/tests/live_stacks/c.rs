@@ -60,11 +60,7 @@ fn a_stack_is_whole_from_every_instruction_that_a_signal_can_interrupt() -> Resu
     let program = build::program("gcc", "signals", &["signals.c"], SIGNALS)?;
     let (traced, truth) = trace_with_truth(&program, NO_ARGUMENTS, &[])?;
     let native = &traced.last()?.native;
-    ensure!(
-        truth::differences(&truth, native).is_empty(),
-        "{:#?}",
-        truth::differences(&truth, native)
-    );
+    truth::assert_told(&truth, native)?;
     let of = |function: &str| -> Vec<&Stack> {
         native.stacks.iter().filter(|stack| stack.contains(function)).collect()
     };
@@ -122,11 +118,7 @@ fn allocators_that_call_others_have_whole_stacks_with_their_mappings() -> Result
     let program = build::program("gcc", "nested", &["nested.c"], &[])?;
     let (traced, truth) = trace_with_truth(&program, NO_ARGUMENTS, &[])?;
     let native = &traced.last()?.native;
-    ensure!(
-        truth::differences(&truth, native).is_empty(),
-        "{:#?}",
-        truth::differences(&truth, native)
-    );
+    truth::assert_told(&truth, native)?;
     traced.assert_all_complete()?;
     let roots = list(&[&["all"], &START]);
     for stack in &native.stacks {
@@ -149,11 +141,7 @@ fn a_stack_leads_through_a_call_whose_return_is_probed() -> Result<()> {
     let program = build::program("gcc", "own-mmap", &["own_mmap.c"], &[])?;
     let (traced, truth) = trace_with_truth(&program, NO_ARGUMENTS, &[])?;
     let native = &traced.last()?.native;
-    ensure!(
-        truth::differences(&truth, native).is_empty(),
-        "{:#?}",
-        truth::differences(&truth, native)
-    );
+    truth::assert_told(&truth, native)?;
     let frames: &[&[&str]] = &[&["malloc", "leak_inside", "mmap", "maps"], &START];
     assert_leaks(&traced, &[(1111, "malloc inside mmap", frames)])?;
     let own = native.ranges.stacks.iter().find(|range| range.owner == "native");
