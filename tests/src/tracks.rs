@@ -104,9 +104,9 @@ impl BpfObjects {
     /// Those of them that the kernel still has.
     pub fn still_there(&self) -> Result<Self> {
         // Commands of bpf(2), include/uapi/linux/bpf.h.
-        const PROG_GET_FD_BY_ID: i32 = 13;
-        const MAP_GET_FD_BY_ID: i32 = 14;
-        const LINK_GET_FD_BY_ID: i32 = 30;
+        const PROG_GET_NEXT_ID: i32 = 11;
+        const MAP_GET_NEXT_ID: i32 = 12;
+        const LINK_GET_NEXT_ID: i32 = 31;
         let existing = |command, ids: &[u32]| -> Result<Vec<u32>> {
             let mut found = Vec::new();
             for &id in ids {
@@ -117,31 +117,33 @@ impl BpfObjects {
             Ok(found)
         };
         Ok(Self {
-            programs: existing(PROG_GET_FD_BY_ID, &self.programs)?,
-            maps: existing(MAP_GET_FD_BY_ID, &self.maps)?,
-            links: existing(LINK_GET_FD_BY_ID, &self.links)?,
+            programs: existing(PROG_GET_NEXT_ID, &self.programs)?,
+            maps: existing(MAP_GET_NEXT_ID, &self.maps)?,
+            links: existing(LINK_GET_NEXT_ID, &self.links)?,
         })
     }
 }
 
-fn exists(command: i32, id: u32) -> Result<bool> {
-    use std::os::fd::{FromRawFd, OwnedFd};
-
-    /// `struct { __u32 id; __u32 next_id; __u32 open_flags; }` of `union bpf_attr`.
+/// Asks for the identity that follows the one before, which takes no reference: a map of programs
+/// whose last descriptor is opened and closed again while the kernel is about to empty it loses a
+/// reference and stays for good (`prog_array_map_clear`, seen on 6.18).
+fn exists(next_id_command: i32, id: u32) -> Result<bool> {
+    /// `struct { __u32 start_id; __u32 next_id; __u32 open_flags; }` of `union bpf_attr`.
     #[repr(C)]
-    struct ById {
-        id: u32,
+    struct NextId {
+        start_id: u32,
         next_id: u32,
         open_flags: u32,
     }
-    let attributes = ById { id, next_id: 0, open_flags: 0 };
-    // SAFETY: bpf(2) reads `size_of::<ById>()` bytes of `attributes`, which outlives the call.
-    let fd =
-        unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attributes, size_of::<ById>()) };
-    if fd >= 0 {
-        // SAFETY: the kernel has just returned this descriptor, and nobody else knows it.
-        drop(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) });
-        return Ok(true);
+    let before = id.checked_sub(1).context("no BPF object has the identity 0")?;
+    let mut attributes = NextId { start_id: before, next_id: 0, open_flags: 0 };
+    // SAFETY: bpf(2) reads and writes `size_of::<NextId>()` bytes of `attributes`, which outlives
+    // the call.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_bpf, next_id_command, &raw mut attributes, size_of::<NextId>())
+    };
+    if answer == 0 {
+        return Ok(attributes.next_id == id);
     }
     let error = std::io::Error::last_os_error();
     match error.raw_os_error() {
