@@ -134,6 +134,10 @@ pub struct FormatArgs {
     #[arg(long, value_name = "FILE")]
     pub folded: Option<PathBuf>,
 
+    /// Write one self-contained page: memory over time, flame graph, ledger, every tool's figure
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+
     /// How many stacks the text report shows
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub top: usize,

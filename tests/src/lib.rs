@@ -4,6 +4,7 @@
 //! work, prints its truth as one line of JSON, and stays alive until its standard input ends.
 //! Nothing here skips: what a test needs and does not find is an error that says how to get it.
 
+pub mod browser;
 pub mod compile;
 pub mod conformance;
 pub mod docker;

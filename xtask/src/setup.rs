@@ -30,6 +30,8 @@ const TESTS: &[&str] = &[
     "libmimalloc2.0|libmimalloc2.1|libmimalloc3",
     "python3",
     "redis-server",
+    // A browser without a window: the HTML report is tested in one.
+    "chromium",
     "redis-tools",
     "memcached",
     "docker.io",

@@ -12,9 +12,11 @@ pub mod charge;
 pub mod classes;
 pub mod invariants;
 pub mod limits;
+pub mod owners;
 pub mod process;
 pub mod row;
 pub mod tools;
+pub mod waterfall;
 
 mod go;
 mod native;

@@ -216,6 +216,22 @@ impl<'a> Librarian<'a> {
         &self.index
     }
 
+    /// Stacks that read the same are one line, by a position that holds for the whole recording.
+    pub fn lines(&self) -> impl ExactSizeIterator<Item = &[Arc<Frame>]> {
+        self.groups.iter().map(|group| &*group.frames)
+    }
+
+    /// The position of the line that a stack belongs to.
+    pub fn line_of(&self, stack: u64) -> Option<usize> {
+        self.group_of.get(&stack).copied()
+    }
+
+    /// What each line holds at the snapshot at `position`, by the line's position; lines without a
+    /// row there are left out.
+    pub fn held_at(&self, position: usize) -> impl Iterator<Item = (usize, Amount)> {
+        self.history.get(position).into_iter().flatten().map(|(line, amount)| (*line, *amount))
+    }
+
     /// The books at the snapshot at `position`, growth told since the one at `since`, where given,
     /// else since the first one (since the attach for the first one itself). `None` where there is
     /// no such snapshot.

@@ -232,7 +232,7 @@ impl<'a> FrameIndex<'a> {
 
 /// Functions that stand on the way between Go and C whatever the program does. The `_Cfunc_` stubs
 /// on the Go side are not among them: they name the C function that Go called.
-fn kind_of(name: &Name) -> FrameKind {
+pub(crate) fn kind_of(name: &Name) -> FrameKind {
     const GLUE: &[&str] = &[
         "crosscall2",
         "runtime.asmcgocall",

@@ -9,6 +9,7 @@ use crate::outstanding::books::{Books, Librarian};
 use crate::snapshot::Recording;
 
 mod folded;
+mod html;
 mod json;
 pub mod ledger;
 mod ledger_json;
@@ -33,6 +34,8 @@ pub enum Format {
     Folded,
     /// gzip'd profile.proto, for `go tool pprof`.
     Pprof,
+    /// One self-contained page: all snapshots over time.
+    Html,
 }
 
 /// What a report shows. The default: the last snapshot, 10 stacks, 80 columns, no colour.
@@ -100,6 +103,7 @@ pub fn render(
         Format::Json | Format::Text => Ok(text::render(&librarian, &books, options).into_bytes()),
         Format::Folded => Ok(folded::render(&books, options).into_bytes()),
         Format::Pprof => pprof::render(&librarian, &books, options),
+        Format::Html => html::render(&librarian, &books, options),
     }
 }
 

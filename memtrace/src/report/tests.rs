@@ -94,7 +94,7 @@ fn the_same_recording_gives_the_same_bytes_whatever_the_order_of_its_rows() {
         snapshot.native.losses.reverse();
     }
     let options = ReportOptions { merge_go: true, ..ReportOptions::default() };
-    for format in [Format::Text, Format::Json, Format::Folded, Format::Pprof] {
+    for format in [Format::Text, Format::Json, Format::Folded, Format::Pprof, Format::Html] {
         let (a, b) =
             (rendered(format, &recording, &options), rendered(format, &shuffled, &options));
         assert!(a == b, "{format:?}");
@@ -454,7 +454,7 @@ fn a_hostile_recording_is_told_without_a_panic() {
     }
     recording.stacks.iter_mut().for_each(|stack| stack.frames.extend([0, u64::MAX]));
     let options = ReportOptions { merge_go: true, width: 0, top: usize::MAX, ..Default::default() };
-    for format in [Format::Text, Format::Json, Format::Folded, Format::Pprof] {
+    for format in [Format::Text, Format::Json, Format::Folded, Format::Pprof, Format::Html] {
         assert!(!rendered(format, &recording, &options).is_empty());
     }
 }

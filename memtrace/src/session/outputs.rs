@@ -138,6 +138,7 @@ impl Outputs {
             (Format::Json, &formats.json),
             (Format::Pprof, &formats.pprof),
             (Format::Folded, &formats.folded),
+            (Format::Html, &formats.html),
         ];
         let claims = wanted
             .iter()
