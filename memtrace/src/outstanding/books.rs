@@ -216,6 +216,16 @@ impl<'a> Librarian<'a> {
         &self.index
     }
 
+    /// Which of the stacks that read the same this one is of.
+    pub(crate) fn group_of(&self, stack: u64) -> Option<usize> {
+        self.group_of.get(&stack).copied()
+    }
+
+    /// Leaf first.
+    pub(crate) fn frames_of(&self, group: usize) -> Arc<[Arc<Frame>]> {
+        self.groups[group].frames.clone()
+    }
+
     /// The books at the snapshot at `position`, growth told since the one at `since`, where given,
     /// else since the first one (since the attach for the first one itself). `None` where there is
     /// no such snapshot.
