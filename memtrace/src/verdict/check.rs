@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::stacks::StackVerdict;
 use super::suppress::Suppressions;
+use super::trend::Trend;
 use super::{Finding, Kind, Verdict, judge, remedy};
 use crate::outstanding::books::Librarian;
 use crate::outstanding::diff::key;
@@ -132,9 +133,10 @@ fn growth(verdict: &Known<Verdict>, most: f64) -> Rule {
         Known::Value(verdict) => verdict,
         Known::Unknown { reason } => return unjudged(NAME, reason),
     };
-    let Some(trend) = verdict.native.as_ref().and_then(|native| native.trend) else {
-        return unjudged(NAME, "too few snapshots");
-    };
+    let Some(native) = &verdict.native else { return unjudged(NAME, "too few snapshots") };
+    // No trend is told where next to nothing moved.
+    let still = Trend { slope: 0.0, low: 0.0, high: 0.0, p: 1.0, points: 0 };
+    let trend = native.trend.unwrap_or(still);
     let per_hour = |bytes: f64| format!("{:.2} MiB/h", bytes * 3600.0 / f64::from(1 << 20));
     let holds = trend.slope <= most;
     let mut sites: Vec<&StackVerdict> =
@@ -254,4 +256,67 @@ fn offenders(sites: Vec<&StackVerdict>) -> Vec<Offender> {
         frames: site.frames.iter().map(|it| frame(it)).collect(),
     });
     told.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scenarios_tests::{leaking, steady};
+    use super::*;
+
+    fn outcome(recording: &Recording, asked: &Asked<'_>) -> Outcome {
+        check(recording, asked, &Suppressions::default())
+    }
+
+    fn holds(recording: &Recording, asked: &Asked<'_>) -> bool {
+        outcome(recording, asked).holds()
+    }
+
+    fn all() -> Asked<'static> {
+        Asked {
+            max_native_growth: Some(1024.0),
+            max_outstanding: Some(1 << 20),
+            no_leak_candidates: true,
+            baseline: None,
+        }
+    }
+
+    #[test]
+    fn a_steady_program_keeps_every_limit_and_a_leaking_one_breaks_them() {
+        let steady = outcome(&steady(), &all());
+        assert!(steady.holds(), "{steady:#?}");
+        let found = outcome(&leaking(5), &all());
+        let broken: Vec<_> = found.rules.iter().filter(|it| !it.holds).map(|it| it.name).collect();
+        assert_eq!(broken, ["max-native-growth", "no-leak-candidates"], "{found:#?}");
+        let candidates = &found.rules[2];
+        assert!(candidates.offenders[0].frames[0].contains("malloc"), "{candidates:#?}");
+        assert!(!holds(&leaking(5), &Asked { max_outstanding: Some(10), ..Asked::default() }));
+    }
+
+    #[test]
+    fn what_is_suppressed_breaks_nothing_and_is_told() {
+        let known = Suppressions::parse("leak:sqlite3MemMalloc").unwrap();
+        let outcome = check(&leaking(5), &all(), &known);
+        assert!(outcome.holds(), "{outcome:#?}");
+        let (stacks, bytes) = outcome.suppressed["sqlite3MemMalloc"];
+        assert!(stacks == 1 && bytes > 0);
+    }
+
+    #[test]
+    fn the_baselines_candidates_are_known_until_they_grow_faster() {
+        let old = leaking(5);
+        let against = |old| Asked { baseline: Some(old), ..Asked::default() };
+        assert!(holds(&leaking(5), &against(&old)));
+        assert!(holds(&leaking(6), &against(&old)));
+        assert!(!holds(&leaking(10), &against(&old)));
+        assert!(!holds(&leaking(5), &against(&steady())));
+    }
+
+    #[test]
+    fn what_cannot_be_judged_does_not_hold() {
+        let short = crate::snapshot::synthetic::recording();
+        let asked = Asked { no_leak_candidates: true, ..Asked::default() };
+        let outcome = outcome(&short, &asked);
+        assert!(!outcome.holds());
+        assert!(outcome.rules[0].what.starts_with("not judged"), "{outcome:#?}");
+    }
 }

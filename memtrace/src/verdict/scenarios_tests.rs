@@ -144,6 +144,25 @@ fn churn(program: &mut Program, stack: u64) {
     }
 }
 
+/// Churn alone.
+pub(super) fn steady() -> Recording {
+    let mut program = Program::new(1);
+    program.run(20, |program, _| churn(program, BUSY));
+    program.recording()
+}
+
+/// Churn, and so many blocks of 4,099 bytes a second that nobody frees.
+pub(super) fn leaking(a_second: u64) -> Recording {
+    let mut program = Program::new(1);
+    program.run(20, |program, tick| {
+        churn(program, BUSY);
+        for _ in 0..(tick * a_second / 10 - (tick - 1) * a_second / 10) {
+            program.allocate(LEAK, 4099);
+        }
+    });
+    program.recording()
+}
+
 fn of(verdict: &Verdict, stack: u64) -> &StackVerdict {
     verdict.stacks.iter().find(|line| line.ids.contains(&stack)).unwrap()
 }

@@ -81,7 +81,7 @@ pub struct StackVerdict {
     pub growth_blocks: i128,
     /// Bytes outstanding at the end of the load.
     pub last: u64,
-    /// Of all of the load; bytes per second.
+    /// Of all of the load; bytes per second. `None` where too little moves, too.
     pub trend: Option<Trend>,
     /// Of its second half.
     pub late: Option<Trend>,
@@ -114,7 +114,11 @@ pub fn judge(line: &Line, series: &Series, window: &Window) -> StackVerdict {
     let all: Vec<(f64, f64)> = (window.first..=window.last).map(point).collect();
     let late_points: Vec<(f64, f64)> = (window.half..=window.last).map(point).collect();
     let (first, last) = (line.at[window.first], line.at[window.last]);
-    let (late, survival) = (trend(&late_points), survival(line, series, window));
+    // Of most stacks nothing moves that could count, and a trend asks for all pairs of points.
+    let moved = line.at[window.first..=window.last].iter().map(|at| at.bytes);
+    let range = moved.clone().max().unwrap_or(0) - moved.min().unwrap_or(0);
+    let trend_of = |points: &[(f64, f64)]| (range >= SMALLEST_GROWTH / 4).then(|| trend(points))?;
+    let (late, survival) = (trend_of(&late_points), survival(line, series, window));
     let mut verdict = StackVerdict {
         ids: line.ids.clone(),
         stacks: line.stacks,
@@ -125,7 +129,7 @@ pub fn judge(line: &Line, series: &Series, window: &Window) -> StackVerdict {
         growth_bytes: i128::from(last.bytes) - i128::from(first.bytes),
         growth_blocks: i128::from(last.blocks) - i128::from(first.blocks),
         last: last.bytes,
-        trend: trend(&all),
+        trend: trend_of(&all),
         late,
         survival,
         allocated_blocks: last.allocated_blocks.saturating_sub(first.allocated_blocks),

@@ -5,8 +5,8 @@
 //! Limit: the points are taken as independent. What wanders slowly looks surer than it is; a claim
 //! of growth therefore asks for more than a small `p`.
 
-/// Longer series are thinned out: 200 points have 19,900 pairs.
-const MOST_POINTS: usize = 200;
+/// Longer series are thinned out: 120 points have 7,140 pairs.
+const MOST_POINTS: usize = 120;
 /// Of the normal distribution, for an interval of 95 %.
 const Z_95: f64 = 1.959_964;
 
