@@ -31,6 +31,19 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Render a recording again, in any format; needs neither root nor the process
     Report(ReportArgs),
+    /// Say what grew and what shrank between two snapshots, of one recording or of two
+    ///
+    /// A snapshot is FILE (its last one), FILE@N, FILE@first, FILE@last or FILE@mark:NAME. Stacks
+    /// are matched by what they read as, not by address.
+    Diff(DiffArgs),
+    /// Check a recording against limits, for CI
+    ///
+    /// Exits with 0 when every limit holds, with 8 when one does not or cannot be judged.
+    Check(CheckArgs),
+    /// Name the phase that begins now, in a `record --control PATH` that is running
+    ///
+    /// Takes a snapshot there, and waits until it is taken.
+    Mark(MarkArgs),
     /// Check the stacks of a live process against the objects' own unwind information
     ///
     /// At allocator calls, sampled, each stack is walked as `record` walks it, and again by
@@ -59,9 +72,15 @@ pub struct RecordArgs {
     #[arg(short, long, value_parser = parse_duration, value_name = "TIME")]
     pub duration: Option<Duration>,
 
-    /// Take a snapshot every so often; the default is one at the end
+    /// Take a snapshot at once, every so often, and at the end; the default is one at the end. Growth
+    /// is judged from 8 snapshots under load on
     #[arg(short, long, value_parser = parse_interval, value_name = "TIME")]
     pub interval: Option<Duration>,
+
+    /// Listen on a socket at this path for `mark NAME`, `snapshot` and `stop`, one line each; only
+    /// root and who runs memtrace can write to it. SIGUSR1 marks, too, with a number for a name
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
 
     /// Write the recording here, for `memtrace report`
     #[arg(short, long, value_name = "FILE")]
@@ -254,6 +273,105 @@ pub struct ReportArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The earlier snapshot
+    #[arg(value_name = "FILE[@WHERE]")]
+    pub before: String,
+
+    /// The later snapshot
+    #[arg(value_name = "FILE[@WHERE]")]
+    pub after: String,
+
+    /// Requests served between the two: growth is told per request, too
+    #[arg(long, value_name = "N", conflicts_with_all = ["requests_before", "requests_after"])]
+    pub requests: Option<u64>,
+
+    /// Requests served from the attach to the earlier snapshot, of two recordings
+    #[arg(long, value_name = "N", requires = "requests_after")]
+    pub requests_before: Option<u64>,
+
+    /// Requests served from the attach to the later snapshot, of two recordings
+    #[arg(long, value_name = "N", requires = "requests_before")]
+    pub requests_after: Option<u64>,
+
+    /// Match stacks by function and file alone: lines move from one build to the next
+    #[arg(long)]
+    pub ignore_lines: bool,
+
+    /// Write JSON (documented in docs/json.md)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Write a pprof profile of the difference, as `go tool pprof -diff_base` makes it
+    #[arg(long, value_name = "FILE")]
+    pub pprof: Option<PathBuf>,
+
+    /// How many stacks of each kind the text shows
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub top: usize,
+
+    /// Show the frames of the Go runtime and of cgo's glue, which are folded otherwise
+    #[arg(long)]
+    pub show_runtime_frames: bool,
+
+    /// Colour in the text
+    #[arg(long, value_enum, default_value_t = ColorChoice::Auto, value_name = "WHEN")]
+    pub color: ColorChoice,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("limit").required(true).multiple(true)
+    .args(["max_native_growth", "max_outstanding", "no_leak_candidates", "baseline"])))]
+pub struct CheckArgs {
+    /// The recording, as written by `memtrace record --interval TIME -o`
+    pub file: PathBuf,
+
+    /// Most growth of all native blocks together under load, e.g. `10MiB/h`, `1KiB/s`
+    #[arg(long, value_name = "BYTES/TIME", value_parser = parse_rate)]
+    pub max_native_growth: Option<f64>,
+
+    /// Most native bytes not freed at the end, e.g. `64MiB`
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub max_outstanding: Option<u64>,
+
+    /// No call whose blocks outlive the load in every interval
+    #[arg(long)]
+    pub no_leak_candidates: bool,
+
+    /// No leak candidate that this recording does not have, and none that grows more than 1.5 times
+    /// as fast as there
+    #[arg(long, value_name = "OLD")]
+    pub baseline: Option<PathBuf>,
+
+    /// Leave out stacks that match a line `leak:PATTERN` of this file (LeakSanitizer's format)
+    #[arg(long, value_name = "FILE")]
+    pub suppressions: Vec<PathBuf>,
+
+    /// Write JSON (documented in docs/json.md)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Write JUnit XML, one test case for each limit
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+
+    /// Colour in the text
+    #[arg(long, value_enum, default_value_t = ColorChoice::Auto, value_name = "WHEN")]
+    pub color: ColorChoice,
+}
+
+#[derive(Debug, Args)]
+pub struct MarkArgs {
+    /// The socket, as given to `memtrace record --control`
+    #[arg(long, value_name = "PATH")]
+    pub control: PathBuf,
+
+    /// What to call the phase, e.g. `warm-up`, `load`, `idle`
+    #[arg(value_parser = crate::session::check_mark_name)]
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
 pub struct SelftestArgs {
     #[command(flatten)]
     pub target: TargetArgs,
@@ -305,6 +423,40 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     Ok(interval)
 }
 
+/// `64MiB`, `10M`, `1.5GiB`, or a bare number of bytes; `K`, `M` and `G` are binary, too.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let number_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(number_end);
+    let scale = match unit {
+        "" | "B" => 1u64,
+        "K" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        _ => return Err(format!("unknown unit `{unit}`: use KiB, MiB or GiB, as in `64MiB`")),
+    };
+    let number: f64 = number.parse().map_err(|_| "needs a number, as in `64MiB`".to_string())?;
+    let bytes = number * scale as f64;
+    if bytes > 1e18 {
+        return Err("is more than any machine has".to_string());
+    }
+    Ok(bytes as u64)
+}
+
+/// `10MiB/h`, `1KiB/s`: bytes per second.
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let Some((bytes, time)) = text.split_once('/') else {
+        return Err("needs a time, as in `10MiB/h`".to_string());
+    };
+    let seconds = match time {
+        "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3_600.0,
+        "d" => 86_400.0,
+        _ => return Err(format!("unknown time `{time}`: use s, m, h or d, as in `10MiB/h`")),
+    };
+    Ok(parse_bytes(bytes)? as f64 / seconds)
+}
+
 fn parse_ring_bytes(text: &str) -> Result<u32, String> {
     let bytes: u32 = text.parse().map_err(|_| "needs a number of bytes".to_string())?;
     if !bytes.is_power_of_two() || !(65_536..=(1 << 30)).contains(&bytes) {
@@ -332,6 +484,22 @@ mod tests {
         for bad in ["", "s", "5x", "-1s", "1e300h", "99999999999999999999h"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn rates_are_bytes_by_a_time() {
+        assert_eq!(parse_rate("10MiB/h"), Ok(10.0 * 1_048_576.0 / 3_600.0));
+        assert_eq!(parse_rate("1K/s"), Ok(1024.0));
+        assert_eq!(parse_bytes("1.5GiB"), Ok(3 << 29));
+        for bad in ["10MiB", "10MiB/y", "x/h", "10XiB/h", "1e9/h"] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_check_needs_something_to_check() {
+        assert!(Cli::try_parse_from(["memtrace", "check", "x"]).is_err());
+        assert!(Cli::try_parse_from(["memtrace", "check", "x", "--no-leak-candidates"]).is_ok());
     }
 
     #[test]

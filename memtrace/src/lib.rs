@@ -4,8 +4,8 @@
 //! [`snapshot::Snapshot`] is the wall between them:
 //!
 //! ```text
-//! tracee ─► plan ─► kernel ═► snapshot ═► outstanding ─► report
-//!    │ (facts) (decide) (act, aya) (the wall)   (pure)     (pure)
+//! tracee ─► plan ─► kernel ═► snapshot ═► outstanding ─► verdict ─► report
+//!    │ (facts) (decide) (act, aya) (the wall)   (pure)    (pure)     (pure)
 //!    └──────────── stacks (names), go (the Go runtime's books) ─┘
 //! ```
 //!
@@ -31,6 +31,8 @@ pub mod go;
 pub mod outstanding;
 
 pub mod account;
+
+pub mod verdict;
 
 pub mod report;
 

@@ -61,6 +61,7 @@ fn recording(stacks: u64, snapshots: u32) -> Result<Recording> {
         process: Known::unknown("not read"),
         own: OwnCost::default(),
         ended: None,
+        mark: None,
         new_probes: ProbeReport::default(),
         memory: Known::Value(facts.clone()),
     };

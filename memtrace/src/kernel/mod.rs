@@ -35,7 +35,7 @@ pub use cost::KernelCost;
 pub use error::KernelError;
 pub use load::LogReader;
 pub use read::{KernelSnapshot, ProcessTotals, StoredStack};
-pub use ring::{Drained, Notice, RangeEvent};
+pub use ring::{Drained, Notice, RangeEvent, monotonic_ns};
 pub use selftest::{Sample, SelftestCounters};
 
 /// The limits of the kernel side, and what each costs in bytes of kernel memory.

@@ -12,7 +12,7 @@ use memtrace_common::unwind::{MAX_FRAMES, WalkEnd};
 use super::ring::monotonic_ns;
 use super::sys::{MayRepeat, program_counters};
 use super::{Kernel, KernelError, cost};
-use crate::snapshot::{LiveBlocks, StackDef, StackTotals};
+use crate::snapshot::{CohortRow, LiveBlocks, StackDef, StackTotals};
 
 /// [`memtrace_common::rows::CountersRow`] as plain words: losses, tallies, hits.
 pub(super) type Counters = [u64; Loss::COUNT + Tally::COUNT + MAX_PROBES];
@@ -58,6 +58,16 @@ pub struct ProcessTotals {
     pub tgid: u32,
     /// In the order of their ids.
     pub stacks: Vec<StackTotals>,
+    /// Live blocks by stack and by interval, in this order; empty where no interval was asked for.
+    pub cohorts: Vec<CohortRow>,
+}
+
+/// What the walk over the live blocks counts.
+struct Counted {
+    /// Position in `live` and, times the intervals, in `cohorts`.
+    position: HashMap<(u32, u64), usize>,
+    live: Vec<LiveBlocks>,
+    cohorts: Vec<(u64, u64)>,
 }
 
 /// A stack, and whose: its addresses are that process's.
@@ -71,6 +81,17 @@ impl Kernel {
     /// Reads the books. `read_blocks`: also walk the live blocks, for their ages; blocks at least
     /// that old count as aged.
     pub fn snapshot(&mut self, read_blocks: Option<u64>) -> Result<KernelSnapshot, KernelError> {
+        self.snapshot_by_birth(read_blocks, &[])
+    }
+
+    /// The same, and the live blocks counted by when they were allocated: `births` are the instants
+    /// before this one that end an interval, ascending, of `CLOCK_MONOTONIC`. What was allocated
+    /// since the last one is interval `births.len()`, what was during the reading the one after it.
+    pub fn snapshot_by_birth(
+        &mut self,
+        read_blocks: Option<u64>,
+        births: &[u64],
+    ) -> Result<KernelSnapshot, KernelError> {
         let started = Instant::now();
         let now_ns = monotonic_ns();
         let before = self.read_counters()?;
@@ -91,12 +112,22 @@ impl Kernel {
                 processes.entry(key.tgid).or_default().insert(key.stack, totals);
             })
             .map_err(|source| KernelError::map("read", "TOTALS", source))?;
+        let mut cohorts: BTreeMap<u32, Vec<CohortRow>> = BTreeMap::new();
         if let Some(min_age_ns) = read_blocks {
-            for ((tgid, stack), live) in self.read_live(now_ns, min_age_ns)? {
+            let intervals = births.len() + 2;
+            let counted = self.read_live(now_ns, min_age_ns, births)?;
+            for ((tgid, stack), position) in counted.position {
                 let stacks = processes.entry(tgid).or_default();
                 let empty = StackTotals { stack, ..StackTotals::default() };
-                stacks.entry(stack).or_insert(empty).live = Some(live);
+                stacks.entry(stack).or_insert(empty).live = Some(counted.live[position]);
+                let of_stack = &counted.cohorts[position * intervals..][..intervals];
+                let rows = (0u32..).zip(of_stack).filter(|(_, (_, blocks))| *blocks > 0);
+                let row = |(cohort, &(bytes, blocks))| CohortRow { stack, cohort, bytes, blocks };
+                cohorts.entry(tgid).or_default().extend(rows.map(row));
             }
+            cohorts
+                .values_mut()
+                .for_each(|rows| rows.sort_unstable_by_key(|row| (row.stack, row.cohort)));
         }
         for (tgid, stacks) in &processes {
             for stack in stacks.keys().filter(|stack| !self.delivered_stacks.contains(stack)) {
@@ -114,6 +145,7 @@ impl Kernel {
                 .map(|(tgid, stacks)| ProcessTotals {
                     tgid,
                     stacks: stacks.into_values().collect(),
+                    cohorts: cohorts.remove(&tgid).unwrap_or_default(),
                 })
                 .collect(),
             losses,
@@ -129,8 +161,11 @@ impl Kernel {
         &self,
         now_ns: u64,
         min_age_ns: u64,
-    ) -> Result<HashMap<(u32, u64), LiveBlocks>, KernelError> {
-        let mut live: HashMap<(u32, u64), LiveBlocks> = HashMap::new();
+        births: &[u64],
+    ) -> Result<Counted, KernelError> {
+        let intervals = births.len() + 2;
+        let mut counted =
+            Counted { position: HashMap::new(), live: Vec::new(), cohorts: Vec::new() };
         let mut seen = HashSet::new();
         self.blocks
             .for_each(|key, block, may_repeat| {
@@ -138,8 +173,14 @@ impl Kernel {
                     return;
                 }
                 let age_ns = now_ns.saturating_sub(block.time_ns);
-                let fresh = LiveBlocks { youngest_age_ns: u64::MAX, ..LiveBlocks::default() };
-                let sum = live.entry((key.tgid, block.stack)).or_insert(fresh);
+                let next = counted.live.len();
+                let position = *counted.position.entry((key.tgid, block.stack)).or_insert(next);
+                if position == next {
+                    let fresh = LiveBlocks { youngest_age_ns: u64::MAX, ..LiveBlocks::default() };
+                    counted.live.push(fresh);
+                    counted.cohorts.resize((next + 1) * intervals, (0, 0));
+                }
+                let sum = &mut counted.live[position];
                 sum.bytes = sum.bytes.saturating_add(block.size);
                 sum.blocks += 1;
                 sum.youngest_age_ns = sum.youngest_age_ns.min(age_ns);
@@ -148,9 +189,16 @@ impl Kernel {
                     sum.aged_bytes = sum.aged_bytes.saturating_add(block.size);
                     sum.aged_blocks += 1;
                 }
+                let interval = match block.time_ns > now_ns {
+                    true => births.len() + 1,
+                    false => births.partition_point(|end| *end < block.time_ns),
+                };
+                let (bytes, blocks) = &mut counted.cohorts[position * intervals + interval];
+                *bytes = bytes.saturating_add(block.size);
+                *blocks += 1;
             })
             .map_err(|source| KernelError::map("read", "BLOCKS", source))?;
-        Ok(live)
+        Ok(counted)
     }
 
     /// The counters of all CPUs together.

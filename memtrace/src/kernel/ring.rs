@@ -153,7 +153,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Record> {
 }
 
 /// The clock of the kernel side's times.
-pub(super) fn monotonic_ns() -> u64 {
+pub fn monotonic_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a valid structure; this clock exists on every Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };

@@ -216,14 +216,19 @@ impl<'a> Librarian<'a> {
         &self.index
     }
 
+    /// Which of the stacks that read the same this one is of.
+    pub(crate) fn group_of(&self, stack: u64) -> Option<usize> {
+        self.group_of.get(&stack).copied()
+    }
+
+    /// Leaf first.
+    pub(crate) fn frames_of(&self, group: usize) -> Arc<[Arc<Frame>]> {
+        self.groups[group].frames.clone()
+    }
+
     /// Stacks that read the same are one line, by a position that holds for the whole recording.
     pub fn lines(&self) -> impl ExactSizeIterator<Item = &[Arc<Frame>]> {
         self.groups.iter().map(|group| &*group.frames)
-    }
-
-    /// The position of the line that a stack belongs to.
-    pub fn line_of(&self, stack: u64) -> Option<usize> {
-        self.group_of.get(&stack).copied()
     }
 
     /// What each line holds at the snapshot at `position`, by the line's position; lines without a

@@ -62,7 +62,7 @@ pub fn callers(
 }
 
 /// The program's own frame nearest to the allocator, and the Go function above it where it is C.
-fn own_frame<'a>(
+pub(crate) fn own_frame<'a>(
     frames: &'a [Arc<Frame>],
     executable: &str,
 ) -> (Option<&'a Arc<Frame>>, Option<&'a Arc<Frame>>) {

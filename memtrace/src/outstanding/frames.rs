@@ -124,6 +124,16 @@ impl<'a> FrameIndex<'a> {
         index
     }
 
+    /// Of no recording.
+    pub(crate) fn empty() -> Self {
+        Self {
+            stacks: HashMap::new(),
+            names: HashMap::new(),
+            objects: Vec::new(),
+            frames: HashMap::new(),
+        }
+    }
+
     pub fn objects(&self) -> &[&'a Object] {
         &self.objects
     }

@@ -5,6 +5,8 @@
 pub mod books;
 pub mod callers;
 pub mod checks;
+pub mod cohorts;
+pub mod diff;
 pub mod frames;
 pub mod ranges;
 pub mod summary;

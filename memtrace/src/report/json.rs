@@ -9,7 +9,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::ser::Formatter;
 use serde_json::{Value, json};
 
-use super::{ReportError, ReportOptions, ledger_json};
+use super::{ReportError, ReportOptions, ledger_json, verdict_json};
 use crate::account::Ledger;
 use crate::outstanding::books::{
     Amount, Books, CounterLine, Growth, Librarian, RangeLine, StackLine,
@@ -18,7 +18,7 @@ use crate::outstanding::callers::CallerLine;
 use crate::outstanding::checks::Check;
 use crate::outstanding::frames::{Frame, FrameKind};
 use crate::outstanding::summary::{GoCounted, Summary};
-use crate::snapshot::{GoBooks, Header, Known, Name, RangeOwner};
+use crate::snapshot::{Cohorts, GoBooks, Header, Known, Name, RangeOwner};
 
 /// Changes when a reader of the old contract would misread the new one. Additions do not count.
 pub const JSON_SCHEMA: u32 = 1;
@@ -96,6 +96,10 @@ impl Serialize for Document<'_, '_> {
         )?;
         map.serialize_entry("probes", probes)?;
         map.serialize_entry("snapshots", &Snapshots(self.librarian))?;
+        let verdict = crate::verdict::judge(self.librarian);
+        let (verdict, verdict_reason) = verdict_json::parted(&verdict);
+        map.serialize_entry("verdict", &verdict)?;
+        map.serialize_entry("verdict_reason", &verdict_reason)?;
         map.end()
     }
 }
@@ -135,6 +139,7 @@ impl Serialize for Told<'_> {
         map.serialize_entry("moving", &at.moving)?;
         map.serialize_entry("read_ns", &at.read_ns)?;
         map.serialize_entry("ended", &at.ended)?;
+        map.serialize_entry("mark", &at.mark)?;
         map.serialize_entry("native", &Native(books))?;
         map.serialize_entry("go", &go)?;
         map.serialize_entry("go_reason", &go_reason)?;
@@ -161,7 +166,7 @@ impl<T, F: Fn(&T) -> Value> Serialize for Rows<'_, T, F> {
 }
 
 /// JSON numbers that every reader holds; beyond, a hostile recording saturates.
-fn number(value: i128) -> i64 {
+pub(super) fn number(value: i128) -> i64 {
     i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX })
 }
 
@@ -204,6 +209,7 @@ impl Serialize for Native<'_, '_> {
         map.serialize_entry("growth_since", &since)?;
         map.serialize_entry("stacks", &Rows(&books.stacks, stack))?;
         map.serialize_entry("callers", &Rows(&books.callers, caller))?;
+        map.serialize_entry("cohorts", &cohorts(&books.snapshot.native.cohorts))?;
         map.serialize_entry("ranges", &Ranges(books))?;
         map.serialize_entry("losses", &counters(&books.losses))?;
         map.serialize_entry("tallies", &counters(&books.tallies))?;
@@ -265,6 +271,24 @@ fn caller(line: &CallerLine) -> Value {
     })
 }
 
+/// Live blocks of the whole process by the interval in which they were allocated.
+fn cohorts(of: &Cohorts) -> Value {
+    if of.ends_ns.is_empty() {
+        return Value::Null;
+    }
+    let mut sums = vec![(0u64, 0u64); of.ends_ns.len() + 1];
+    for row in &of.rows {
+        if let Some(sum) = sums.get_mut(row.cohort as usize) {
+            *sum = (sum.0.saturating_add(row.bytes), sum.1.saturating_add(row.blocks));
+        }
+    }
+    let ends = of.ends_ns.iter().map(|end| json!(end)).chain([Value::Null]);
+    let rows = sums.iter().zip(ends);
+    rows.filter(|(_, end)| !end.is_null())
+        .map(|((bytes, blocks), end)| json!({ "until_ns": end, "bytes": bytes, "blocks": blocks }))
+        .collect()
+}
+
 fn range(line: &RangeLine) -> Value {
     json!({
         "owner": line.owner,
@@ -283,7 +307,7 @@ fn hexadecimal(value: &u64) -> String {
     format!("{value:#x}")
 }
 
-fn frame(frame: &Frame) -> Value {
+pub(super) fn frame(frame: &Frame) -> Value {
     json!({
         "function": frame.function,
         "module": frame.module,

@@ -8,6 +8,8 @@ use thiserror::Error;
 use crate::outstanding::books::{Books, Librarian};
 use crate::snapshot::Recording;
 
+pub mod check;
+pub mod diff;
 mod folded;
 mod html;
 mod json;
@@ -18,6 +20,7 @@ mod numbers;
 mod pprof;
 mod style;
 mod text;
+mod verdict_json;
 
 pub use crate::sanitize::{visible, visible_lines};
 pub use json::JSON_SCHEMA;

@@ -13,19 +13,17 @@ use prost::Message;
 use super::{ReportError, ReportOptions};
 use crate::go::profile_proto as proto;
 use crate::outstanding::books::{Books, Librarian};
+use crate::outstanding::diff::Diff;
 use crate::outstanding::frames::FrameIndex;
 use crate::sanitize::visible;
-use crate::snapshot::GoBooks;
+use crate::snapshot::{GoBooks, Snapshot};
 
 pub(super) fn render(
     librarian: &Librarian<'_>,
     books: &Books<'_>,
     options: &ReportOptions,
 ) -> Result<Vec<u8>, ReportError> {
-    let profile = build(librarian, books, options);
-    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
-    gzip.write_all(&profile.encode_to_vec())?;
-    Ok(gzip.finish()?)
+    compress(&build(librarian, books, options))
 }
 
 fn build(librarian: &Librarian<'_>, books: &Books<'_>, options: &ReportOptions) -> proto::Profile {
@@ -39,18 +37,9 @@ fn build(librarian: &Librarian<'_>, books: &Books<'_>, options: &ReportOptions) 
     }
 
     let Builder { mut strings, mut profile, .. } = builder;
-    let mut value_type = |name: &str, unit: &str| proto::ValueType {
-        r#type: strings.index(name),
-        unit: strings.index(unit),
-    };
-    profile.sample_type = vec![
-        value_type("alloc_objects", "count"),
-        value_type("alloc_space", "bytes"),
-        value_type("inuse_objects", "count"),
-        value_type("inuse_space", "bytes"),
-    ];
+    profile.sample_type = sample_types(&mut strings);
     // Every native block is recorded: the mean distance between samples is one byte.
-    profile.period_type = Some(value_type("space", "bytes"));
+    profile.period_type = Some(value_type(&mut strings, "space", "bytes"));
     profile.period = 1;
     profile.default_sample_type = strings.index("inuse_space");
     profile.time_nanos = signed(books.snapshot.unix_ns);
@@ -75,6 +64,66 @@ fn build(librarian: &Librarian<'_>, books: &Books<'_>, options: &ReportOptions) 
     profile.comment = comments.iter().map(|comment| strings.index(comment)).collect();
     profile.string_table = strings.table;
     profile
+}
+
+/// After less before, by name alone: the addresses of two processes have nothing in common.
+pub(super) fn render_diff(after: &Snapshot, diff: &Diff) -> Result<Vec<u8>, ReportError> {
+    let index = FrameIndex::empty();
+    let mut builder = Builder::new(&index);
+    let label = builder.origin("native");
+    let change = |after: u64, before: u64| {
+        let change = i128::from(after) - i128::from(before);
+        i64::try_from(change).unwrap_or(if change < 0 { i64::MIN } else { i64::MAX })
+    };
+    for line in &diff.lines {
+        let (old, new) = (line.allocated_before, line.allocated_after);
+        let value = vec![
+            change(new.blocks, old.blocks),
+            change(new.bytes, old.bytes),
+            change(line.after.blocks, line.before.blocks),
+            change(line.after.bytes, line.before.bytes),
+        ];
+        if value.iter().all(|value| *value == 0) {
+            continue;
+        }
+        let frames = line.frames.iter();
+        let location_id = frames
+            .map(|frame| {
+                let file = frame.file.as_deref().unwrap_or("");
+                builder.named_location(&frame.label(), file, frame.line)
+            })
+            .collect();
+        builder.profile.sample.push(proto::Sample { location_id, value, label: vec![label] });
+    }
+    let Builder { mut strings, mut profile, .. } = builder;
+    profile.sample_type = sample_types(&mut strings);
+    profile.period_type = Some(value_type(&mut strings, "space", "bytes"));
+    profile.period = 1;
+    profile.default_sample_type = strings.index("inuse_space");
+    profile.time_nanos = signed(after.unix_ns);
+    profile.comment = vec![strings.index("memtrace diff: after less before")];
+    profile.string_table = strings.table;
+    compress(&profile)
+}
+
+fn compress(profile: &proto::Profile) -> Result<Vec<u8>, ReportError> {
+    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
+    gzip.write_all(&profile.encode_to_vec())?;
+    Ok(gzip.finish()?)
+}
+
+fn value_type(strings: &mut Strings, name: &str, unit: &str) -> proto::ValueType {
+    proto::ValueType { r#type: strings.index(name), unit: strings.index(unit) }
+}
+
+/// In the order of Go's own heap profile.
+fn sample_types(strings: &mut Strings) -> Vec<proto::ValueType> {
+    vec![
+        value_type(strings, "alloc_objects", "count"),
+        value_type(strings, "alloc_space", "bytes"),
+        value_type(strings, "inuse_objects", "count"),
+        value_type(strings, "inuse_space", "bytes"),
+    ]
 }
 
 /// profile.proto counts in `i64`.

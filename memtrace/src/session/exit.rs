@@ -47,6 +47,7 @@ pub enum SessionError {
 /// | 5 | nothing to probe |
 /// | 6 | the kernel lacks something |
 /// | 7 | `selftest`: contradictions were found (no error: [`super::selftest`]) |
+/// | 8 | `check`: a limit does not hold (no error: [`super::check`]) |
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     let code = error.chain().find_map(|cause| {
         if let Some(error) = cause.downcast_ref::<ProcessError>() {

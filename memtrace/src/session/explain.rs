@@ -360,6 +360,7 @@ impl ContainerMemory {
         let main = self.0.subject.main_pid;
         if let Some(process) = facts.processes.iter_mut().find(|it| Some(it.id.pid) == main) {
             take_books(process, go);
+            process.heap = read_heap(process.id.pid);
         }
         facts
     }

@@ -1,6 +1,9 @@
 //! The order of the stages: the only caller of everything.
 
+mod check;
+mod control;
 mod diagnostics;
+mod diff;
 mod exit;
 mod explain;
 mod outputs;
@@ -13,19 +16,23 @@ mod say;
 mod selftest;
 mod signals;
 mod space;
+mod spool;
 mod target;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
 
-use crate::cli::{Cli, Command, DoctorArgs, ReportArgs};
+use crate::cli::{Cli, Command, DoctorArgs, MarkArgs, ReportArgs};
 use crate::doctor;
+use crate::snapshot::Recording;
 use crate::snapshot::file::{Completeness, read_recording_file};
 use outputs::Outputs;
 
+pub use control::check_name as check_mark_name;
 pub use exit::exit_code;
 pub use say::warn;
 
@@ -41,6 +48,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             runtime()?.block_on(explain::run(args))
         }
         Command::Report(args) => report(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Mark(args) => mark(&args),
         Command::Selftest(args) => {
             diagnostics::install(false);
             runtime()?.block_on(selftest::run(args))
@@ -63,18 +73,29 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 fn report(args: &ReportArgs) -> Result<ExitCode> {
-    let (recording, completeness) = read_recording_file(&args.file)
-        .with_context(|| format!("failed to read the recording `{}`", args.file.display()))?;
-    let torn = match completeness {
-        Completeness::Complete { .. } => None,
-        Completeness::Torn(torn) => {
-            warn(format_args!("`{}` is {torn}", args.file.display()));
-            Some(torn.to_string())
-        }
-    };
+    let (recording, torn) = load(&args.file)?;
     let mut outputs = Outputs::open(&args.formats, None, Some(&args.file))?;
     outputs.render(&recording, &args.formats, torn)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A recording, and where it is cut if it is, which is told.
+fn load(path: &Path) -> Result<(Recording, Option<String>)> {
+    let (recording, completeness) = read_recording_file(path)
+        .with_context(|| format!("failed to read the recording `{}`", path.display()))?;
+    let torn = match completeness {
+        Completeness::Complete { .. } => None,
+        Completeness::Torn(torn) => {
+            warn(format_args!("`{}` is {torn}", path.display()));
+            Some(torn.to_string())
+        }
+    };
+    Ok((recording, torn))
+}
+
+fn mark(args: &MarkArgs) -> Result<ExitCode> {
+    let answer = control::ask(&args.control, &format!("mark {}", args.name))?;
+    to_stdout(format!("marked `{}`: {answer}\n", args.name).as_bytes())
 }
 
 fn doctor(args: &DoctorArgs) -> Result<ExitCode> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::io::unix::AsyncFd;
 
+use super::control::{Asked, Control, Request};
 use super::exit::SessionError;
 use super::explain::ContainerMemory;
 use super::outputs::{Outputs, Sink};
@@ -15,7 +16,7 @@ use super::progress::{Progress, Status};
 use super::range_events::range_event;
 use super::recorder::{Readings, Recorder, as_ns, unix_ns};
 use super::say::{say, warn};
-use super::signals::Signals;
+use super::signals::{Event, Signals};
 use super::space::AddressSpace;
 use super::target::{Target, resolve};
 use crate::cli::RecordArgs;
@@ -26,9 +27,7 @@ use crate::outstanding::ranges::RangeMap;
 use crate::plan::host::HostFacts;
 use crate::report::visible;
 use crate::snapshot::facts::Facts;
-use crate::snapshot::{
-    GoProfile, Header, HostSummary, Known, ProbeReport, Recording, SCHEMA_VERSION, Tracee,
-};
+use crate::snapshot::{GoProfile, Header, HostSummary, Known, ProbeReport, SCHEMA_VERSION, Tracee};
 use crate::tracee::ports::{connectable, listening_ports};
 use crate::tracee::process::Process;
 
@@ -45,15 +44,17 @@ pub async fn run(args: RecordArgs) -> Result<ExitCode> {
     let mut session = Session::prepare(&args, target)?;
     // Before it says that it traces: who waits for that may send a signal at once.
     let mut signals = Signals::taken()?;
+    let mut control = args.control.as_deref().map(Control::listen).transpose()?;
     let mut recorder = session.arm(&args, outputs.take_recording())?;
-    let ended = session.watch(&args, &mut recorder, &mut signals).await?;
+    let ended = session.watch(&args, &mut recorder, &mut signals, control.as_mut()).await?;
+    drop(control);
     signals.give_back();
     session.close().await?;
-    session.take(&mut recorder, Some(ended.clone())).await?;
+    session.take(&mut recorder, None, Some(ended.clone())).await?;
     // Seconds, in which the report is written.
     let detaching = session.kernel.detach_meanwhile();
 
-    let (recording, written) = recorder.finish(&ended);
+    let (recording, written) = recorder.finish(&ended)?;
     let rendered = outputs.render(&recording, &args.formats, None);
     drop(detaching);
     let code = session.child_exit_code()?;
@@ -174,14 +175,7 @@ impl Session {
         self.kernel.arm()?;
         self.armed_at = Instant::now();
         let count = probes.attached.len();
-        let recording = Recording {
-            header: self.header(args, probes),
-            new_objects: Vec::new(),
-            stacks: Vec::new(),
-            names: Vec::new(),
-            snapshots: Vec::new(),
-        };
-        let recorder = Recorder::start(recording, sink, self.armed_at)?;
+        let recorder = Recorder::start(&self.header(args, probes), sink, self.armed_at)?;
         if let Some(spawned) = &mut self.target.spawned {
             spawned.resume()?;
         }
@@ -223,6 +217,7 @@ impl Session {
         args: &RecordArgs,
         recorder: &mut Recorder,
         signals: &mut Signals,
+        mut control: Option<&mut Control>,
     ) -> Result<String> {
         let pidfd = self.target.process.pidfd().try_clone_to_owned()?;
         // SAFETY: the descriptor is owned by what is registered, so it stays open as long.
@@ -236,23 +231,38 @@ impl Session {
         tokio::pin!(end);
         let mut drain = tokio::time::interval(DRAIN_EVERY);
         let mut rescan = tokio::time::interval(RESCAN_EVERY);
-        let mut snapshots = args
-            .interval
-            .map(|every| tokio::time::interval_at(tokio::time::Instant::now() + every, every));
+        // The first one at once: growth counts from it.
+        let mut snapshots = args.interval.map(tokio::time::interval);
+        if let Some(interval) = &mut snapshots {
+            // After a stop (a suspended host, SIGSTOP) those that were missed are not made up for.
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        }
         let next_snapshot = async |snapshots: &mut Option<tokio::time::Interval>| match snapshots {
             Some(interval) => {
                 interval.tick().await;
             }
             None => std::future::pending().await,
         };
+        let next_request = async |control: &mut Option<&mut Control>| match control {
+            Some(control) => control.next().await,
+            None => std::future::pending().await,
+        };
         let mut progress = Progress::new();
         let ended = loop {
             tokio::select! {
                 biased;
-                reason = signals.next() => break reason.to_owned(),
+                event = signals.event() => match event {
+                    Event::End(reason) => break reason.to_owned(),
+                    Event::Mark(name) => self.take(recorder, Some(name), None).await?,
+                },
                 () = &mut end => break "the duration is over".to_owned(),
                 _ = exit.readable() => break "the process exited".to_owned(),
-                () = next_snapshot(&mut snapshots) => self.take(recorder, None).await?,
+                () = next_snapshot(&mut snapshots) => self.take(recorder, None, None).await?,
+                asked = next_request(&mut control) => {
+                    if self.obey(recorder, asked).await? {
+                        break "stopped over the control socket".to_owned();
+                    }
+                }
                 _ = rescan.tick() => {
                     self.rescan();
                     self.show(&mut progress, args)?;
@@ -266,6 +276,24 @@ impl Session {
         };
         progress.clear();
         Ok(ended)
+    }
+
+    /// Does what was asked for over the control socket; whether that is to stop.
+    async fn obey(&mut self, recorder: &mut Recorder, asked: Asked) -> Result<bool> {
+        let Asked { request, answer } = asked;
+        let mark = match request {
+            Request::Stop => {
+                // Who asked may be gone.
+                let _ = answer.send("ok stopping".to_owned());
+                return Ok(true);
+            }
+            Request::Mark(name) => Some(name),
+            Request::Snapshot => None,
+        };
+        let number = recorder.snapshots();
+        self.take(recorder, mark, None).await?;
+        let _ = answer.send(format!("ok snapshot {number}"));
+        Ok(false)
     }
 
     /// Applies what the ring holds; the reason to end, where there is one.
@@ -324,9 +352,14 @@ impl Session {
     }
 
     /// Reads everything and records one snapshot.
-    async fn take(&mut self, recorder: &mut Recorder, ended: Option<String>) -> Result<()> {
-        let min_age_ns = recorder.min_age_ns();
-        let kernel = self.kernel.snapshot(Some(min_age_ns))?;
+    async fn take(
+        &mut self,
+        recorder: &mut Recorder,
+        mark: Option<String>,
+        ended: Option<String>,
+    ) -> Result<()> {
+        let kernel =
+            self.kernel.snapshot_by_birth(Some(recorder.min_age_ns()), recorder.births())?;
         self.drain();
         let pid = self.target.process.pid();
         let exited = || Known::unknown("the process has exited");
@@ -355,6 +388,7 @@ impl Session {
             memory,
             own_memory: self.own.memory()?.rss,
             ended,
+            mark,
         };
         recorder.take(readings, &mut self.space, &self.ranges);
         Ok(())

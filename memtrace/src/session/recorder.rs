@@ -1,34 +1,47 @@
-//! Puts one snapshot together from all sources, and keeps the recording: in memory for the report,
-//! in the file for later.
+//! Puts one snapshot together from all sources and writes it away: into the file for later, and
+//! aside for the report at the end. No snapshot stays in memory, so memtrace's own memory does not
+//! grow with their number.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use memtrace_common::counters::{Loss, Tally};
 
 use super::outputs::Sink;
 use super::say::warn;
 use super::space::AddressSpace;
-use crate::kernel::{KernelCost, KernelSnapshot};
+use super::spool::{Spool, Tee};
+use crate::kernel::{KernelCost, KernelSnapshot, monotonic_ns};
+use crate::outstanding::cohorts::Intervals;
 use crate::outstanding::ranges::RangeMap;
 use crate::snapshot::facts::Facts;
-use crate::snapshot::file::{FileError, RecordingWriter};
+use crate::snapshot::file::{
+    Completeness, FileError, ReadLimits, RecordingWriter, read_recording_within,
+};
 use crate::snapshot::{
-    AddressNames, AttachedProbe, GoBooks, Header, Known, Name, Native, Object, OwnCost,
+    AddressNames, AttachedProbe, Cohorts, GoBooks, Header, Known, Name, Native, Object, OwnCost,
     ProbeReport, ProcessMemory, RangeOwner, Recording, Snapshot, StackDef,
 };
 use crate::stacks::frames::range_owner;
 use crate::stacks::text::demangle;
 
 pub struct Recorder {
-    recording: Recording,
-    writer: Option<RecordingWriter<Sink>>,
+    pid: u32,
+    min_age_ns: u64,
+    writer: RecordingWriter<Tee>,
+    snapshots: u32,
+    /// Mapped objects that the recording knows.
+    objects: usize,
     /// Where it goes, for messages.
     file: String,
     /// Why the file was given up.
     failed: Option<anyhow::Error>,
     armed: Instant,
+    /// The same, of the kernel side's clock.
+    armed_monotonic_ns: u64,
+    /// Into which the lives of blocks are cut, of the kernel side's clock.
+    intervals: Intervals,
     /// By address; what is in here is in the recording, too.
     names: HashMap<u64, Vec<Name>>,
     /// The probed function by the address of its entry site: the leaf of every stack.
@@ -53,24 +66,52 @@ pub struct Readings {
     pub hits: Vec<u64>,
     /// Attached since the last snapshot.
     pub new_probes: ProbeReport,
+    /// The name of the phase that begins here.
+    pub mark: Option<String>,
 }
 
 impl Recorder {
     /// Starts the file, if there is to be one.
-    pub fn start(recording: Recording, sink: Option<Sink>, armed: Instant) -> Result<Self> {
+    pub fn start(header: &Header, sink: Option<Sink>, armed: Instant) -> Result<Self> {
         let file = sink.as_ref().map(|sink| sink.name().to_owned()).unwrap_or_default();
-        let writer = sink
-            .map(|sink| RecordingWriter::create(sink, &recording.header))
-            .transpose()
-            .with_context(|| format!("failed to start the recording in {file}"))?;
+        let tee = Tee::new(sink, Spool::default());
+        let mut writer = RecordingWriter::create(tee, header)?;
+        if let Some(source) = writer.output().take_failure() {
+            return Err(FileError::Write(source))
+                .with_context(|| format!("failed to start the recording in {file}"));
+        }
         let (names, range_owners) = (HashMap::new(), HashMap::new());
-        let Header { probes, tracee, .. } = &recording.header;
+        let Header { probes, tracee, .. } = header;
         let probed = probed_functions(&probes.attached, &tracee.objects).collect();
-        Ok(Self { recording, writer, file, failed: None, armed, names, probed, range_owners })
+        Ok(Self {
+            pid: tracee.id.pid,
+            min_age_ns: header.min_age_ns,
+            writer,
+            snapshots: 0,
+            objects: tracee.objects.len(),
+            file,
+            failed: None,
+            armed,
+            armed_monotonic_ns: monotonic_ns().saturating_sub(as_ns(armed.elapsed())),
+            intervals: Intervals::default(),
+            names,
+            probed,
+            range_owners,
+        })
     }
 
     pub fn min_age_ns(&self) -> u64 {
-        self.recording.header.min_age_ns
+        self.min_age_ns
+    }
+
+    /// The instants that end an interval so far, of the kernel side's clock.
+    pub fn births(&self) -> &[u64] {
+        self.intervals.ends_ns()
+    }
+
+    /// How many snapshots were taken.
+    pub fn snapshots(&self) -> u32 {
+        self.snapshots
     }
 
     /// Names new stacks, composes the snapshot, appends it to the recording.
@@ -78,21 +119,24 @@ impl Recorder {
         let new_probes = probed_functions(&readings.new_probes.attached, &space.objects);
         self.probed.extend(new_probes);
         let new_names = self.name(space, &readings.new_stacks);
-        let recording = &mut self.recording;
-        let known_objects = recording.header.tracee.objects.len() + recording.new_objects.len();
-        let new_objects = space.objects[known_objects..].to_vec();
+        let new_objects = space.objects.get(self.objects..).unwrap_or_default();
 
         let kernel = readings.kernel;
-        let pid = recording.header.tracee.id.pid;
-        let of_process = kernel.processes.into_iter().find(|process| process.tgid == pid);
+        let of_process = kernel.processes.into_iter().find(|process| process.tgid == self.pid);
+        let (stacks, cohorts) =
+            of_process.map(|process| (process.stacks, process.cohorts)).unwrap_or_default();
+        // As the blocks were counted: the interval that ends with this reading is the last one.
+        let since_armed = |at: u64| at.saturating_sub(self.armed_monotonic_ns);
+        let ends = self.intervals.ends_ns().iter().chain([&kernel.monotonic_ns]);
+        let ends_ns = ends.map(|end| since_armed(*end)).collect();
         let snapshot = Snapshot {
-            sequence: u32::try_from(recording.snapshots.len()).unwrap_or(u32::MAX),
+            sequence: self.snapshots,
             unix_ns: unix_ns(),
             elapsed_ns: as_ns(self.armed.elapsed()),
             moving: kernel.moving,
             read_ns: kernel.read_ns,
             native: Native {
-                stacks: of_process.map(|process| process.stacks).unwrap_or_default(),
+                stacks,
                 ranges: ranges
                     .ranges(kernel.monotonic_ns, &|stack| self.range_owners.get(&stack).copied()),
                 losses: labelled(Loss::ALL, &kernel.losses, Loss::label)
@@ -101,6 +145,8 @@ impl Recorder {
                     .collect(),
                 tallies: labelled(Tally::ALL, &kernel.tallies, Tally::label),
                 hits: readings.hits,
+                ages_at_ns: since_armed(kernel.monotonic_ns),
+                cohorts: Cohorts { ends_ns, rows: cohorts },
             },
             go: readings.go,
             process: readings.process,
@@ -116,23 +162,21 @@ impl Recorder {
             ended: readings.ended,
             new_probes: readings.new_probes,
             memory: readings.memory,
+            mark: readings.mark,
         };
-        if let Some(writer) = &mut self.writer {
-            let appended = writer.append(&new_objects, &readings.new_stacks, &new_names, &snapshot);
-            if let Err(error) = appended {
-                self.give_up(error);
-            }
+        self.intervals.snapshot_at(kernel.monotonic_ns);
+        let appended = self.writer.append(new_objects, &readings.new_stacks, &new_names, &snapshot);
+        self.objects = space.objects.len();
+        self.snapshots = self.snapshots.saturating_add(1);
+        let failure = self.writer.output().take_failure().map(FileError::Write);
+        if let Some(error) = appended.err().or(failure) {
+            self.give_up(error);
         }
-        let recording = &mut self.recording;
-        recording.new_objects.extend(new_objects);
-        recording.stacks.extend(readings.new_stacks);
-        recording.names.extend(new_names);
-        recording.push(snapshot);
     }
 
     /// A full disk ends the file, which stays readable up to there, and not the tracing.
     fn give_up(&mut self, error: FileError) {
-        self.writer = None;
+        self.writer.output().close_sink();
         let gone = |source: &std::io::Error| source.kind() == std::io::ErrorKind::BrokenPipe;
         if matches!(&error, FileError::Write(source) if gone(source)) {
             // A reader that went away (`| head`) is no error.
@@ -145,13 +189,30 @@ impl Recorder {
     }
 
     /// Ends the file; what was recorded, for the report, and whether the file holds all of it.
-    pub fn finish(mut self, reason: &str) -> (Recording, Result<()>) {
-        if let Some(writer) = self.writer.take()
-            && let Err(error) = writer.finish(reason)
-        {
-            self.give_up(error);
+    pub fn finish(self, reason: &str) -> Result<(Recording, Result<()>)> {
+        let Self { writer, file, failed, .. } = self;
+        let mut tee = writer.finish(reason)?;
+        let mut written = failed.map_or(Ok(()), Err);
+        match tee.take_failure() {
+            Some(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
+                written = written.and(
+                    Err(FileError::Write(source))
+                        .with_context(|| format!("the recording in {file} ends early")),
+                );
+            }
+            _ => {}
         }
-        (self.recording, self.failed.map_or(Ok(()), Err))
+        // Written by this process: no limit but what there is.
+        let limits = ReadLimits { total_raw_bytes: u64::MAX, ..ReadLimits::default() };
+        let spool = tee.into_spool().context("failed to read back what was recorded")?;
+        let (recording, completeness) = read_recording_within(spool, &limits)
+            .context("failed to read back what was recorded")?;
+        if let Completeness::Torn(torn) = completeness {
+            let lost = anyhow!("what was set aside for the report is {torn}");
+            warn(format_args!("{lost:#}: the report ends there"));
+            written = written.and(Err(lost));
+        }
+        Ok((recording, written))
     }
 
     /// The names that these stacks need and the recording lacks.

@@ -1,12 +1,24 @@
 //! Ctrl-C and SIGTERM end the recording, once: what comes after it ends memtrace as any program.
+//! SIGUSR1 marks a phase.
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigHandler, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 
+const INTERRUPTED: &str = "interrupted (SIGINT)";
+const TERMINATED: &str = "terminated (SIGTERM)";
+
+/// What a signal says.
+pub enum Event {
+    End(&'static str),
+    Mark(String),
+}
+
 pub struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    mark: tokio::signal::unix::Signal,
+    marks: u32,
 }
 
 impl Signals {
@@ -16,14 +28,29 @@ impl Signals {
         Ok(Self {
             interrupt: take(SignalKind::interrupt())?,
             terminate: take(SignalKind::terminate())?,
+            mark: signal(SignalKind::user_defined1()).context("failed to take over SIGUSR1")?,
+            marks: 0,
         })
     }
 
     /// The reason to end.
     pub async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = self.interrupt.recv() => "interrupted (SIGINT)",
-            _ = self.terminate.recv() => "terminated (SIGTERM)",
+            _ = self.interrupt.recv() => INTERRUPTED,
+            _ = self.terminate.recv() => TERMINATED,
+        }
+    }
+
+    /// The reason to end, or the name of the phase that begins: `signal-1`, `signal-2`, …
+    pub async fn event(&mut self) -> Event {
+        tokio::select! {
+            _ = self.interrupt.recv() => Event::End(INTERRUPTED),
+            _ = self.terminate.recv() => Event::End(TERMINATED),
+            _ = self.mark.recv() => {
+                // Several that came before the first was taken are one.
+                self.marks += 1;
+                Event::Mark(format!("signal-{}", self.marks))
+            }
         }
     }
 

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! `payload` is a zstd frame around MessagePack with field names; `crc32` covers length, kind and
-//! payload. Stacks and names stand before the snapshot that needs them and every snapshot is
+//! payload. Of a snapshot only what changed since the one before it is written, and compressed
+//! against that one's bytes. Stacks and names stand before the snapshot that needs them and every snapshot is
 //! flushed, so a file cut anywhere keeps each snapshot that was complete. A reader takes nothing on
 //! trust: every size is bounded before anything is allocated for it. `docs/recording.md` is the
 //! specification.
@@ -19,18 +20,26 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::delta::{Decoder, Delta, Encoder};
 use super::{AddressNames, Header, Object, Recording, SCHEMA_VERSION, Snapshot, StackDef};
 
 /// The first bytes of every recording. The high byte and the line ends tell text transfers apart.
 pub const MAGIC: [u8; 8] = *b"\x8amtrec\r\n";
 /// Version of the framing; the meaning of the rows is [`SCHEMA_VERSION`].
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
+/// Wrote every snapshot whole; still read.
+const OLDEST_FORMAT: u32 = 1;
 
 /// Stacks, names and objects are written in records of at most this many rows, so that no record
 /// grows with the recording.
 const ROWS_PER_RECORD: usize = 8192;
 const ZSTD_LEVEL: i32 = 3;
 const RECORD_HEAD_BYTES: usize = 9;
+/// A record and what it is compressed against must lie within zstd's window, which a reader has to
+/// hold: beyond this, a snapshot is compressed by itself.
+const WINDOW_LOG: u32 = 26;
+/// Matches are looked for in all of the window from here on; below, level 3 finds them as well.
+const LONG_DISTANCE_BYTES: usize = 1 << 20;
 
 /// What a reader accepts from a file that it does not trust.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +74,7 @@ pub enum FileError {
     #[error("not a memtrace recording: it does not begin with its magic bytes")]
     NotARecording,
     #[error(
-        "the recording has format {found}, this memtrace reads {supported}: use a newer memtrace"
+        "the recording has format {found}, this memtrace reads 1 to {supported}: use a newer memtrace"
     )]
     UnsupportedFormat { found: u32, supported: u32 },
     #[error(
@@ -115,15 +124,29 @@ enum Kind {
     Objects = 2,
     Stacks = 3,
     Names = 4,
+    /// Whole: of format 1.
     Snapshot = 5,
     End = 6,
+    /// What changed, compressed by itself.
+    Delta = 7,
+    /// What changed, compressed against the bytes of the delta before it.
+    DeltaAgainst = 8,
 }
 
 impl Kind {
     fn from_u8(value: u8) -> Option<Self> {
-        [Self::Header, Self::Objects, Self::Stacks, Self::Names, Self::Snapshot, Self::End]
-            .into_iter()
-            .find(|kind| *kind as u8 == value)
+        [
+            Self::Header,
+            Self::Objects,
+            Self::Stacks,
+            Self::Names,
+            Self::Snapshot,
+            Self::End,
+            Self::Delta,
+            Self::DeltaAgainst,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == value)
     }
 
     const fn what(self) -> &'static str {
@@ -132,7 +155,7 @@ impl Kind {
             Self::Objects => "a list of objects",
             Self::Stacks => "a list of stacks",
             Self::Names => "a list of names",
-            Self::Snapshot => "a snapshot",
+            Self::Snapshot | Self::Delta | Self::DeltaAgainst => "a snapshot",
             Self::End => "the closing record",
         }
     }
@@ -146,12 +169,15 @@ struct End {
 /// Writes a recording as it grows.
 pub struct RecordingWriter<W: Write> {
     output: W,
+    encoder: Encoder,
+    /// The last delta, not compressed; empty before the first.
+    before: Vec<u8>,
 }
 
 impl<W: Write> RecordingWriter<W> {
     /// Writes magic, version and header, and flushes them.
     pub fn create(output: W, header: &Header) -> Result<Self, FileError> {
-        let mut writer = Self { output };
+        let mut writer = Self { output, encoder: Encoder::default(), before: Vec::new() };
         writer.output.write_all(&MAGIC).map_err(FileError::Write)?;
         writer.output.write_all(&FORMAT_VERSION.to_le_bytes()).map_err(FileError::Write)?;
         writer.record(Kind::Header, header)?;
@@ -177,8 +203,26 @@ impl<W: Write> RecordingWriter<W> {
         for rows in new_names.chunks(ROWS_PER_RECORD) {
             self.record(Kind::Names, rows)?;
         }
-        self.record(Kind::Snapshot, snapshot)?;
+        self.snapshot(snapshot)?;
         self.flush()
+    }
+
+    fn snapshot(&mut self, snapshot: &Snapshot) -> Result<(), FileError> {
+        let what = Kind::Delta.what();
+        let raw = encode(what, &self.encoder.encode(snapshot))?;
+        let before = std::mem::take(&mut self.before);
+        let (kind, payload) = match before.len().saturating_add(raw.len()) <= 1 << WINDOW_LOG {
+            true if !before.is_empty() => (Kind::DeltaAgainst, compress_against(&before, &raw)),
+            _ => (Kind::Delta, zstd::bulk::compress(&raw, ZSTD_LEVEL)),
+        };
+        self.framed(kind, &payload.map_err(FileError::Write)?)?;
+        self.before = raw;
+        Ok(())
+    }
+
+    /// What it writes to.
+    pub fn output(&mut self) -> &mut W {
+        &mut self.output
     }
 
     /// Writes the closing record and hands the output back.
@@ -193,15 +237,14 @@ impl<W: Write> RecordingWriter<W> {
     }
 
     fn record<T: Serialize + ?Sized>(&mut self, kind: Kind, value: &T) -> Result<(), FileError> {
+        let raw = encode(kind.what(), value)?;
+        let payload = zstd::bulk::compress(&raw, ZSTD_LEVEL).map_err(FileError::Write)?;
+        self.framed(kind, &payload)
+    }
+
+    fn framed(&mut self, kind: Kind, payload: &[u8]) -> Result<(), FileError> {
         let what = kind.what();
         let limits = ReadLimits::default();
-        let raw =
-            rmp_serde::to_vec_named(value).map_err(|source| FileError::Encode { what, source })?;
-        if raw.len() > limits.record_raw_bytes {
-            let limit = limits.record_raw_bytes;
-            return Err(FileError::TooLarge { what, bytes: raw.len(), limit });
-        }
-        let payload = zstd::bulk::compress(&raw, ZSTD_LEVEL).map_err(FileError::Write)?;
         let length = u32::try_from(payload.len())
             .ok()
             .filter(|length| *length as usize <= limits.record_bytes)
@@ -212,11 +255,32 @@ impl<W: Write> RecordingWriter<W> {
             })?;
         let mut head = [0; RECORD_HEAD_BYTES];
         head[..4].copy_from_slice(&length.to_le_bytes());
-        head[4..8].copy_from_slice(&checksum(length, kind as u8, &payload).to_le_bytes());
+        head[4..8].copy_from_slice(&checksum(length, kind as u8, payload).to_le_bytes());
         head[8] = kind as u8;
         self.output.write_all(&head).map_err(FileError::Write)?;
-        self.output.write_all(&payload).map_err(FileError::Write)
+        self.output.write_all(payload).map_err(FileError::Write)
     }
+}
+
+fn encode<T: Serialize + ?Sized>(what: &'static str, value: &T) -> Result<Vec<u8>, FileError> {
+    let raw =
+        rmp_serde::to_vec_named(value).map_err(|source| FileError::Encode { what, source })?;
+    let limit = ReadLimits::default().record_raw_bytes;
+    if raw.len() > limit {
+        return Err(FileError::TooLarge { what, bytes: raw.len(), limit });
+    }
+    Ok(raw)
+}
+
+fn compress_against(before: &[u8], raw: &[u8]) -> io::Result<Vec<u8>> {
+    let mut encoder =
+        zstd::stream::write::Encoder::with_ref_prefix(Vec::new(), ZSTD_LEVEL, before)?;
+    let span = before.len().saturating_add(raw.len());
+    // At least what the span needs, so that all of `before` stays in reach.
+    encoder.window_log((usize::BITS - span.leading_zeros()).clamp(10, WINDOW_LOG + 1))?;
+    encoder.long_distance_matching(span > LONG_DISTANCE_BYTES)?;
+    encoder.write_all(raw)?;
+    encoder.finish()
 }
 
 fn checksum(length: u32, kind: u8, payload: &[u8]) -> u32 {
@@ -248,7 +312,7 @@ pub fn read_recording_within(
     input: impl Read,
     limits: &ReadLimits,
 ) -> Result<(Recording, Completeness), FileError> {
-    let mut reader = RecordReader { input, offset: 0, raw_bytes: 0, limits };
+    let mut reader = RecordReader { input, offset: 0, raw_bytes: 0, before: Vec::new(), limits };
     reader.read_preamble()?;
 
     let header: Header = match reader.next()? {
@@ -272,6 +336,7 @@ pub fn read_recording_within(
         names: Vec::new(),
         snapshots: Vec::new(),
     };
+    let mut decoder = Decoder::default();
     loop {
         let record_offset = reader.offset;
         let taken = match reader.next()? {
@@ -279,7 +344,7 @@ pub fn read_recording_within(
                 Ok(End { reason }) => return Ok((recording, Completeness::Complete { reason })),
                 Err(what) => Err(format!("the closing record {what}")),
             },
-            Next::Record(kind, raw) => take(&mut recording, kind, &raw),
+            Next::Record(kind, raw) => take(&mut recording, &mut decoder, kind, &raw),
             Next::Cut(what) => Err(what),
         };
         if let Err(what) = taken {
@@ -290,12 +355,20 @@ pub fn read_recording_within(
     }
 }
 
-fn take(recording: &mut Recording, kind: Kind, raw: &[u8]) -> Result<(), String> {
+fn take(
+    recording: &mut Recording,
+    decoder: &mut Decoder,
+    kind: Kind,
+    raw: &[u8],
+) -> Result<(), String> {
     let result = match kind {
         Kind::Objects => decode(raw).map(|mut rows| recording.new_objects.append(&mut rows)),
         Kind::Stacks => decode(raw).map(|mut rows| recording.stacks.append(&mut rows)),
         Kind::Names => decode(raw).map(|mut rows| recording.names.append(&mut rows)),
         Kind::Snapshot => decode(raw).map(|snapshot| recording.push(snapshot)),
+        Kind::Delta | Kind::DeltaAgainst => decode::<Delta>(raw)
+            .and_then(|delta| decoder.decode(delta))
+            .map(|snapshot| recording.push(snapshot)),
         Kind::Header | Kind::End => Err("is out of place".to_owned()),
     };
     result.map_err(|what| format!("{} {what}", kind.what()))
@@ -315,6 +388,8 @@ struct RecordReader<'a, R> {
     /// Of the next record.
     offset: u64,
     raw_bytes: u64,
+    /// The last delta, not compressed.
+    before: Vec<u8>,
     limits: &'a ReadLimits,
 }
 
@@ -328,7 +403,7 @@ impl<R: Read> RecordReader<'_, R> {
             return Err(self.no_header("the file ends inside its version".to_owned()));
         };
         let found = u32::from_le_bytes(version);
-        if found != FORMAT_VERSION {
+        if !(OLDEST_FORMAT..=FORMAT_VERSION).contains(&found) {
             return Err(FileError::UnsupportedFormat { found, supported: FORMAT_VERSION });
         }
         self.offset = preamble.len() as u64;
@@ -369,19 +444,23 @@ impl<R: Read> RecordReader<'_, R> {
                 self.offset += (RECORD_HEAD_BYTES + payload.len()) as u64;
                 continue;
             };
-            let raw = match self.decompress(&payload) {
+            let raw = match self.decompress(kind, &payload) {
                 Ok(raw) => raw,
                 Err(what) => return Ok(Next::Cut(format!("{} {what}", kind.what()))),
             };
             self.offset += (RECORD_HEAD_BYTES + payload.len()) as u64;
+            if matches!(kind, Kind::Delta | Kind::DeltaAgainst) {
+                self.before.clone_from(&raw);
+            }
             return Ok(Next::Record(kind, raw));
         }
     }
 
-    fn decompress(&mut self, payload: &[u8]) -> Result<Vec<u8>, String> {
+    fn decompress(&mut self, kind: Kind, payload: &[u8]) -> Result<Vec<u8>, String> {
         let left = self.limits.total_raw_bytes.saturating_sub(self.raw_bytes);
         let limit = left.min(self.limits.record_raw_bytes as u64);
-        let decoder = zstd::stream::read::Decoder::with_buffer(payload)
+        let against = if kind == Kind::DeltaAgainst { &self.before[..] } else { &[] };
+        let decoder = zstd::stream::read::Decoder::with_ref_prefix(payload, against)
             .map_err(|error| format!("does not decompress: {error}"))?;
         let mut raw = Vec::new();
         decoder

@@ -115,8 +115,14 @@ fn many_records_together_stop_at_the_total_limit() {
     let bytes = write(&recording);
     let all = read_recording_within(&bytes[..], &ReadLimits::default()).unwrap();
     assert_eq!(all.0.snapshots.len(), 3);
-    let limits = ReadLimits { total_raw_bytes: 12 << 10, ..ReadLimits::default() };
-    let (read, completeness) = read_recording_within(&bytes[..], &limits).unwrap();
+    let within = |total_raw_bytes| {
+        let limits = ReadLimits { total_raw_bytes, ..ReadLimits::default() };
+        read_recording_within(&bytes[..], &limits)
+    };
+    let enough = (1..).map(|kib| kib << 10).find(|total| {
+        within(*total).is_ok_and(|(_, how)| matches!(how, Completeness::Complete { .. }))
+    });
+    let (read, completeness) = within(enough.unwrap() - (2 << 10)).unwrap();
     assert!(matches!(completeness, Completeness::Torn(_)));
     assert!(read.snapshots.len() < 3);
 }
@@ -157,6 +163,74 @@ fn other_files_and_other_versions_are_refused_by_name() {
     let writer = RecordingWriter::create(Vec::new(), &header).unwrap();
     let bytes = writer.finish("x").unwrap();
     assert!(matches!(read_recording(&bytes[..]), Err(FileError::UnsupportedSchema { .. })));
+}
+
+/// A file as format 1 had it: every snapshot whole.
+fn write_format_1(recording: &Recording) -> Vec<u8> {
+    let mut writer = RecordingWriter::create(Vec::new(), &recording.header).unwrap();
+    writer.record(Kind::Objects, &recording.new_objects).unwrap();
+    writer.record(Kind::Stacks, &recording.stacks).unwrap();
+    writer.record(Kind::Names, &recording.names).unwrap();
+    for snapshot in &recording.snapshots {
+        writer.record(Kind::Snapshot, snapshot).unwrap();
+    }
+    let mut bytes = writer.finish("the test is over").unwrap();
+    bytes[8..12].copy_from_slice(&1u32.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn a_recording_of_format_1_is_still_read() {
+    let recording = synthetic::recording();
+    let (read, completeness) = read_recording(&write_format_1(&recording)[..]).unwrap();
+    assert_eq!(read, recording);
+    assert!(matches!(completeness, Completeness::Complete { .. }));
+}
+
+#[test]
+fn a_snapshot_like_the_one_before_takes_a_few_bytes() {
+    let mut recording = synthetic::recording();
+    let last = recording.snapshots.swap_remove(2);
+    recording.snapshots = (0..100u32)
+        .map(|at| Snapshot {
+            sequence: at,
+            elapsed_ns: u64::from(at) * synthetic::SECOND_NS,
+            ..last.clone()
+        })
+        .collect();
+    let bytes = write(&recording);
+    assert_eq!(read_recording(&bytes[..]).unwrap().0, recording);
+    let offsets = record_offsets(&bytes);
+    let (first, second) = (offsets[4] - offsets[3], offsets[6] - offsets[5]);
+    assert!(first > 1000 && second < 200, "{first} bytes, then {second}");
+}
+
+#[test]
+fn snapshots_beyond_the_window_are_compressed_by_themselves() {
+    let mut recording = synthetic::recording();
+    for (at, snapshot) in recording.snapshots.iter_mut().enumerate() {
+        let mut state = at as u64 + 1;
+        let rows = (0..1_000_000u64).map(|stack| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            crate::snapshot::StackTotals {
+                stack,
+                allocated_bytes: state,
+                allocated_blocks: state,
+                freed_bytes: state,
+                freed_blocks: state,
+                live: None,
+            }
+        });
+        snapshot.native.stacks = rows.collect();
+    }
+    let bytes = write(&recording);
+    let kinds: Vec<u8> = record_offsets(&bytes)
+        .iter()
+        .filter_map(|at| bytes.get(at + 8).copied())
+        .filter(|kind| *kind >= Kind::Delta as u8)
+        .collect();
+    assert_eq!(kinds, [Kind::Delta as u8; 3]);
+    assert_eq!(read_recording(&bytes[..]).unwrap().0, recording);
 }
 
 #[test]
@@ -204,7 +278,7 @@ proptest! {
     #[test]
     fn no_bytes_make_the_reader_panic(
         tail in proptest::collection::vec(any::<u8>(), 0..600),
-        kind in 0u8..8,
+        kind in 0u8..10,
         compressed in any::<bool>(),
     ) {
         let mut bytes = preamble_and_header();

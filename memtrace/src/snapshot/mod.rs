@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+mod delta;
 pub mod facts;
 pub mod file;
 #[cfg(test)]
@@ -205,6 +206,9 @@ pub struct Snapshot {
     /// The container's memory as `memtrace explain` reads it: what [`crate::account`] explains.
     #[serde(default = "memory_not_read")]
     pub memory: Known<facts::Facts>,
+    /// The name of the phase that begins here: what `memtrace mark` or a signal said.
+    #[serde(default)]
+    pub mark: Option<String>,
 }
 
 /// Of recordings that were made before snapshots carried it.
@@ -225,6 +229,31 @@ pub struct Native {
     pub tallies: Vec<(String, u64)>,
     /// Calls seen per probed function (index into [`ProbeReport::attached`]).
     pub hits: Vec<u64>,
+    /// To which instant ages count, since the probes were armed; 0 in recordings of format 1.
+    #[serde(default)]
+    pub ages_at_ns: u64,
+    /// How much of what was allocated in each interval still lives.
+    #[serde(default)]
+    pub cohorts: Cohorts,
+}
+
+/// Live blocks by when they were allocated. Without intervals when blocks were not read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cohorts {
+    /// Ends of the intervals, ascending, since the probes were armed: instants of snapshots. Interval
+    /// `i` begins where the one before it ends; the first one begins with the arming.
+    pub ends_ns: Vec<u64>,
+    /// By stack, then by interval; intervals of which nothing lives are left out.
+    pub rows: Vec<CohortRow>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CohortRow {
+    pub stack: u64,
+    /// Index into [`Cohorts::ends_ns`]; one beyond its end: allocated while this was read.
+    pub cohort: u32,
+    pub bytes: u64,
+    pub blocks: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -361,6 +361,8 @@ fn snapshot(sequence: u32, elapsed_s: u64, rows: Vec<StackTotals>, rss: u64) -> 
                 ("walk_complete", hits - 9),
             ]),
             hits: vec![hits, frees + 48],
+            ages_at_ns: elapsed_s * SECOND_NS,
+            cohorts: Cohorts::default(),
         },
         go: Known::Value(go_books(u64::from(sequence) + 1)),
         process: Known::Value(ProcessMemory {
@@ -385,6 +387,7 @@ fn snapshot(sequence: u32, elapsed_s: u64, rows: Vec<StackTotals>, rss: u64) -> 
 
         new_probes: ProbeReport::default(),
         memory: Known::unknown("not read"),
+        mark: None,
     }
 }
 

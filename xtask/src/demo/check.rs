@@ -55,7 +55,52 @@ fn judge(recording: &Value, observed: &Observed) -> Result<()> {
     documents(&stacks, observed)?;
     labels(&stacks, observed)?;
     healthy(&stacks)?;
-    go_heap(snapshot, observed)
+    go_heap(snapshot, observed)?;
+    verdict(&recording["verdict"], observed)
+}
+
+/// Both leaks are candidates, named by function, line and Go caller; their growth is the truth to 5 %.
+fn verdict(verdict: &Value, observed: &Observed) -> Result<()> {
+    let findings = verdict["findings"].as_array().context("the JSON has no verdict")?;
+    let candidates: Vec<&Value> =
+        findings.iter().filter(|it| it["kind"] == "leak_candidate").collect();
+    let site_of = |caller: &str| {
+        let names = |site: &Value| {
+            let own = &site["frame"]["function"];
+            *own == caller || site["go_caller"]["function"] == caller
+        };
+        let found = candidates.iter().map(|it| &it["site"]).find(|site| names(site));
+        found.with_context(|| format!("the verdict names no leak by `{caller}`: {verdict:#}"))
+    };
+    let documents = site_of("main.(*feeds).importFeed")?;
+    ensure!(
+        documents["frame"]["function"] == "parse_feed"
+            && documents["frame"]["file"].as_str().is_some_and(|it| it.ends_with("feeds_xml.c"))
+            && documents["frame"]["line"].as_u64().is_some_and(|line| line > 0),
+        "the verdict places the leak at {}",
+        documents["frame"]
+    );
+    let labels = site_of("main.(*labels).widthForgotten")?;
+    let truth = observed.after.leaked_label_bytes - observed.before.leaked_label_bytes;
+    let grown = labels["growth_bytes"].as_u64().context("a growth")?;
+    ensure!(
+        grown.abs_diff(truth) * 20 <= truth,
+        "the verdict says that labels grew by {grown} bytes, the service that it leaked {truth}"
+    );
+    // All documents are alike: their blocks grow with their number.
+    let leaked = observed.after.leaked_documents - observed.before.leaked_documents;
+    let blocks = documents["growth_blocks"].as_u64().context("a growth")?;
+    let each = (blocks as f64 / leaked as f64).round();
+    ensure!(
+        each >= 40.0 && (blocks as f64 - each * leaked as f64).abs() <= 0.05 * blocks as f64,
+        "the verdict says that documents grew by {blocks} blocks, the service leaked {leaked} of them"
+    );
+    ensure!(candidates.len() == 2, "the verdict accuses others: {candidates:#?}");
+    eprintln!(
+        "verdict: leak candidates parse_feed ← main.(*feeds).importFeed ({blocks} blocks of \
+         {leaked} documents) and main.(*labels).widthForgotten ({grown} of {truth} bytes)"
+    );
+    Ok(())
 }
 
 fn stacks(native: &Value) -> Result<Vec<Stack<'_>>> {

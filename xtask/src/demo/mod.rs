@@ -93,6 +93,7 @@ fn trace(
     let mut command = Command::new(paths::target().join("release/memtrace"));
     command.args(["record", "--container", container.name()]);
     command.arg("--duration").arg(format!("{}s", options.duration));
+    command.args(["--interval", "1s"]);
     command.arg("-o").arg(&outputs.recording);
     command.arg("--pprof").arg(&outputs.pprof).arg("--json").arg(&outputs.json);
     eprintln!("$ {}", shell::line(&command));

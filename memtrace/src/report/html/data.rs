@@ -12,7 +12,7 @@ use crate::account::Ledger;
 use crate::account::owners::{Bands, Owner};
 use crate::account::waterfall::{self, Step, Traced};
 use crate::outstanding::books::{Books, Librarian};
-use crate::report::{ReportOptions, ledger_json};
+use crate::report::{ReportOptions, ledger_json, verdict_json};
 use crate::snapshot::{Known, Snapshot};
 
 /// Changes of stacks are kept for so many instants; more would make the page large, not clearer.
@@ -26,7 +26,7 @@ pub(super) struct Page<'a> {
     host: Value,
     tracee: Value,
     not_probed: Value,
-    instants: Vec<Instant>,
+    instants: Vec<Instant<'a>>,
     whole: Whole,
     owners: Vec<Series>,
     /// The smallest limit that holds for the container.
@@ -35,15 +35,20 @@ pub(super) struct Page<'a> {
     outstanding: Vec<i64>,
     waterfalls: Vec<Falls>,
     stacks: Stacks,
+    /// What was found over time; `null` with a reason where too little was seen.
+    verdict: Value,
+    verdict_reason: Option<String>,
     last: Value,
 }
 
 #[derive(Serialize)]
-struct Instant {
+struct Instant<'a> {
     sequence: u32,
     elapsed_s: f64,
     unix_ns: u64,
     moving: bool,
+    /// The phase that begins here.
+    mark: &'a Option<String>,
     ended: Option<String>,
     /// Why the bands are not known.
     reason: Option<String>,
@@ -108,6 +113,7 @@ pub(super) fn page<'a>(
             Known::Unknown { reason } => Falls { steps: Vec::new(), reason: Some(reason) },
         }
     });
+    let verdict = crate::verdict::judge(librarian);
     let any = bands.iter().find_map(Known::value);
     Page {
         memtrace: &header.memtrace,
@@ -132,6 +138,7 @@ pub(super) fn page<'a>(
                 elapsed_s: at.elapsed_ns as f64 / 1e9,
                 unix_ns: at.unix_ns,
                 moving: at.moving,
+                mark: &at.mark,
                 ended: at.ended.clone(),
                 reason: bands.reason().map(str::to_owned),
             })
@@ -151,6 +158,15 @@ pub(super) fn page<'a>(
         outstanding: held.iter().map(|bytes| number((*bytes).into())).collect(),
         waterfalls: falls.collect(),
         stacks: stacks::collect(librarian, books, MOST_INSTANTS),
+        verdict: verdict.value().map_or(Value::Null, |verdict| {
+            json!({
+                "findings": verdict.findings.iter()
+                    .map(|it| verdict_json::finding(it, verdict))
+                    .collect::<Vec<_>>(),
+                "doubts": verdict.doubts,
+            })
+        }),
+        verdict_reason: verdict.reason().map(str::to_owned),
         last: last(books, ledgers.last()),
     }
 }

@@ -65,7 +65,7 @@ pub(super) fn collect(librarian: &Librarian<'_>, last: &Books<'_>, most: usize) 
     let ages: HashMap<usize, (u64, u64)> = last
         .stacks
         .iter()
-        .filter_map(|line| Some((librarian.line_of(*line.ids.first()?)?, line.ages_ns?)))
+        .filter_map(|line| Some((librarian.group_of(*line.ids.first()?)?, line.ages_ns?)))
         .collect();
     for (line, frames) in librarian.lines().enumerate() {
         builder.native(frames, ages.get(&line).copied());

@@ -9,11 +9,14 @@ pub(super) mod layout;
 mod seen;
 mod stacks;
 mod summary;
+mod verdict;
 
 use super::ReportOptions;
 use super::ledger::{LedgerOptions, render_charge};
+use super::numbers::duration;
 use super::style::Paint;
 use crate::outstanding::books::{Books, Librarian};
+use crate::sanitize::visible;
 use crate::snapshot::{Known, Recording};
 
 /// Narrower than this nothing useful fits.
@@ -47,6 +50,8 @@ pub(super) fn render(
     };
     page.head();
     page.warnings();
+    page.verdict(&crate::verdict::judge(librarian));
+    page.marks();
     page.summary();
     page.container_memory();
     page.native_stacks();
@@ -71,6 +76,22 @@ impl Page<'_> {
             LedgerOptions { width: self.width, colour: self.options.colour, exact: false };
         if let Some(text) = render_charge(facts, options) {
             self.out.push_str(&text);
+        }
+    }
+
+    /// Where phases begin, by name.
+    fn marks(&mut self) {
+        let marked: Vec<String> = self
+            .recording
+            .snapshots
+            .iter()
+            .filter_map(|at| {
+                let name = visible(at.mark.as_deref()?).into_owned();
+                Some(format!("{name} at {} (@{})", duration(at.elapsed_ns), at.sequence))
+            })
+            .collect();
+        if !marked.is_empty() {
+            self.paragraph(2, &format!("Marks: {}.", marked.join(", ")));
         }
     }
 

@@ -24,7 +24,7 @@ function bytes(value) {
   let size = Math.abs(value);
   let unit = 0;
   while (size >= 1024 && unit < UNITS.length - 1) { size /= 1024; unit += 1; }
-  const text = unit === 0 ? String(size) : size.toFixed(size < 10 ? 2 : 1);
+  const text = unit === 0 ? String(Math.round(size)) : size.toFixed(size < 10 ? 2 : 1);
   return `${value < 0 ? "−" : ""}${text} ${UNITS[unit]}`;
 }
 const signed = (value) => (value > 0 ? `+${bytes(value)}` : bytes(value));

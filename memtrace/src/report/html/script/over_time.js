@@ -73,12 +73,13 @@ function drawChart() {
         };
         rule(state.a, "from");
         rule(state.b, "to");
-        for (const mark of data.marks || []) {
-          const x = u.valToPos(mark.elapsed_s, "x", true);
+        data.instants.forEach((instant) => {
+          if (!instant.mark) return;
+          const x = u.valToPos(instant.elapsed_s, "x", true);
           ctx.fillStyle = colour("ink");
           ctx.fillRect(x, u.bbox.top, 1, u.bbox.height);
-          ctx.fillText(mark.name, x + 4, u.bbox.top + u.bbox.height - 6);
-        }
+          ctx.fillText(instant.mark, x + 4, u.bbox.top + u.bbox.height - 6);
+        });
         ctx.restore();
       }],
     },
