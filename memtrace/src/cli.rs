@@ -40,6 +40,8 @@ pub enum Command {
     ///
     /// Exits with 0 when every limit holds, with 8 when one does not or cannot be judged.
     Check(CheckArgs),
+    /// Put a recording, its reports and what is needed to judge them into one archive (.tar.zst)
+    Bundle(BundleArgs),
     /// Name the phase that begins now, in a `record --control PATH` that is running
     ///
     /// Takes a snapshot there, and waits until it is taken.
@@ -358,6 +360,24 @@ pub struct CheckArgs {
     /// Colour in the text
     #[arg(long, value_enum, default_value_t = ColorChoice::Auto, value_name = "WHEN")]
     pub color: ColorChoice,
+}
+
+#[derive(Debug, Args)]
+pub struct BundleArgs {
+    /// The recording, as written by `memtrace record -o`
+    pub file: PathBuf,
+
+    /// Where the archive goes
+    #[arg(short, long, value_name = "FILE", default_value = "memtrace-bundle.tar.zst")]
+    pub output: PathBuf,
+
+    /// Leave out directories, arguments, and the names of processes, containers, images and cgroups
+    #[arg(long)]
+    pub redact: bool,
+
+    /// Leave out the names of functions and source files, too
+    #[arg(long)]
+    pub redact_functions: bool,
 }
 
 #[derive(Debug, Args)]

@@ -417,6 +417,68 @@ fn marks_name_phases_and_diff_and_check_judge_between_them() -> Result<()> {
     ensure!(text(&passed).contains("suppressed by leak:^copy_of$"), "{}", text(&passed));
     let passed = check(&["--baseline", &file])?;
     ensure!(passed.status.success(), "{}", text(&passed));
+    bundled_without_whose_it_is(&file, directory.path(), leaked)
+}
+
+/// The archive tells the same figures, and not where the program lies nor what it is called.
+fn bundled_without_whose_it_is(file: &str, directory: &Path, leaked: i64) -> Result<()> {
+    let archive = directory.join("bundle.tar.zst");
+    let output = archive.display().to_string();
+    let bundled = run(&["bundle", file, "--redact", "-o", &output])?;
+    ensure!(bundled.status.success(), "{}", text(&bundled));
+    let raw = zstd::decode_all(fs::File::open(&archive)?)?;
+    tar::Archive::new(&raw[..]).unpack(directory)?;
+    let inside = directory.join("memtrace");
+    let names = ["README.txt", "about.json", "profile.pb.gz", "recording.mtrace", "report.json"];
+    for name in names.iter().chain(&["report.txt"]) {
+        ensure!(inside.join(name).exists(), "`{name}` is not in the bundle");
+    }
+    // Told again from the recording in it.
+    let again =
+        run(&["report", &inside.join("recording.mtrace").display().to_string(), "--json", "-"])?;
+    ensure!(again.status.success(), "{}", text(&again));
+    let told = fs::read(inside.join("report.json"))?;
+    for json in [&again.stdout, &told] {
+        let report: Value = serde_json::from_slice(json)?;
+        let last = report["snapshots"].as_array().and_then(|all| all.last()).context("one")?;
+        ensure!(last["native"]["outstanding"]["bytes"].as_i64() >= Some(leaked), "{leaked}");
+        let shown = String::from_utf8_lossy(json);
+        for secret in ["over_time", "programs/go"] {
+            ensure!(!shown.contains(secret), "`{secret}` is in the bundle");
+        }
+        ensure!(shown.contains("main.importFeed"), "functions are gone");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_recorder_that_was_stopped_says_so_and_loses_nothing() -> Result<()> {
+    let _turn = serial::turn()?;
+    let directory = tempfile::tempdir()?;
+    let json = directory.path().join("report.json");
+    let mut program = Program::start(Kind::C, "slow-leak", 9, 11, directory.path())?;
+    let mut recorder = Recorder::start(program.child.id(), &["--interval", "250ms"], |command| {
+        command.arg("--json").arg(&json).args(["-o", "/dev/null"]);
+    })?;
+    program.go()?;
+    std::thread::sleep(Duration::from_millis(2_500));
+    recorder.signal(nix::sys::signal::Signal::SIGSTOP)?;
+    std::thread::sleep(Duration::from_secs(3));
+    recorder.signal(nix::sys::signal::Signal::SIGCONT)?;
+    let truth = program.truth(9)?;
+    recorder.interrupt()?;
+    let report: Value = serde_json::from_slice(&fs::read(&json)?)?;
+    let snapshots = report["snapshots"].as_array().context("snapshots")?;
+    let seen = Seen {
+        verdict: report["verdict"].clone(),
+        last: snapshots.last().context("a snapshot")?.clone(),
+        truth: truth.clone(),
+    };
+    let told = truth["leaked_bytes"].as_u64();
+    ensure!(Some(seen.outstanding_of("leak_slowly")) == told, "bytes were lost");
+    seen.is_first("leak_candidate")?;
+    let doubts = seen.verdict["doubts"].to_string();
+    ensure!(doubts.contains("was stopped"), "{doubts}");
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The order of the stages: the only caller of everything.
 
+mod bundle;
 mod check;
 mod control;
 mod diagnostics;
@@ -50,6 +51,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Report(args) => report(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Bundle(args) => bundle::run(&args),
         Command::Mark(args) => mark(&args),
         Command::Selftest(args) => {
             diagnostics::install(false);

@@ -26,6 +26,8 @@ type GoRow = (u32, u64, u64, u64, u64);
 /// One snapshot as it is written, against the one before it.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Delta {
+    /// Against nothing: what came before does not count.
+    whole: bool,
     /// Without the lists that follow.
     snapshot: Snapshot,
     stacks: Vec<(u64, TotalsRow)>,
@@ -52,6 +54,7 @@ struct Books {
 /// Turns snapshots into deltas, one after the other.
 #[derive(Default)]
 pub(super) struct Encoder {
+    started: bool,
     before: Books,
     go_frames: HashMap<Arc<[Name]>, u32>,
 }
@@ -95,6 +98,7 @@ impl Encoder {
             }
         }
         Delta {
+            whole: !std::mem::replace(&mut self.started, true),
             snapshot: Snapshot {
                 native: Native {
                     stacks: Vec::new(),
@@ -137,6 +141,9 @@ impl Decoder {
     /// The reason where the rows refer to what was not written.
     pub(super) fn decode(&mut self, delta: Delta) -> Result<Snapshot, String> {
         let mut snapshot = delta.snapshot;
+        if delta.whole {
+            *self = Self::default();
+        }
         apply(&mut self.before.stacks, delta.stacks, &delta.stacks_gone);
         apply(&mut self.before.cohorts, delta.cohorts, &delta.cohorts_gone);
         apply(&mut self.before.ranges, delta.ranges, &delta.ranges_gone);
@@ -291,6 +298,15 @@ mod tests {
         assert!(!whole.go_frames.is_empty());
         let delta = encoder.encode(&later);
         assert_eq!((delta.stacks.len(), delta.ranges.len(), delta.go_frames.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_delta_against_nothing_forgets_what_came_before() {
+        let snapshots = recording().snapshots;
+        let mut decoder = Decoder::default();
+        decoder.decode(Encoder::default().encode(&snapshots[2])).unwrap();
+        let again = decoder.decode(Encoder::default().encode(&snapshots[0])).unwrap();
+        assert_eq!(again, snapshots[0]);
     }
 
     #[test]

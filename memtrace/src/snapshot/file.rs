@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::delta::{Decoder, Delta, Encoder};
-use super::{AddressNames, Header, Object, Recording, SCHEMA_VERSION, Snapshot, StackDef};
+use super::{AddressNames, Cohorts, Header, Object, Recording, SCHEMA_VERSION, Snapshot, StackDef};
 
 /// The first bytes of every recording. The high byte and the line ends tell text transfers apart.
 pub const MAGIC: [u8; 8] = *b"\x8amtrec\r\n";
@@ -35,6 +35,8 @@ const OLDEST_FORMAT: u32 = 1;
 const ROWS_PER_RECORD: usize = 8192;
 const ZSTD_LEVEL: i32 = 3;
 const RECORD_HEAD_BYTES: usize = 9;
+/// 256 MiB in memory.
+const MOST_SURVIVORS: usize = 8 << 20;
 /// A record and what it is compressed against must lie within zstd's window, which a reader has to
 /// hold: beyond this, a snapshot is compressed by itself.
 const WINDOW_LOG: u32 = 26;
@@ -203,8 +205,13 @@ impl<W: Write> RecordingWriter<W> {
         for rows in new_names.chunks(ROWS_PER_RECORD) {
             self.record(Kind::Names, rows)?;
         }
-        self.snapshot(snapshot)?;
-        self.flush()
+        let written = self.snapshot(snapshot).and_then(|()| self.flush());
+        if written.is_err() {
+            // The next one stands for itself: a reader does not have this one.
+            self.encoder = Encoder::default();
+            self.before.clear();
+        }
+        written
     }
 
     fn snapshot(&mut self, snapshot: &Snapshot) -> Result<(), FileError> {
@@ -337,6 +344,7 @@ pub fn read_recording_within(
         snapshots: Vec::new(),
     };
     let mut decoder = Decoder::default();
+    let mut budget = Budget { left: limits.total_raw_bytes, survivors: 0 };
     loop {
         let record_offset = reader.offset;
         let taken = match reader.next()? {
@@ -344,7 +352,7 @@ pub fn read_recording_within(
                 Ok(End { reason }) => return Ok((recording, Completeness::Complete { reason })),
                 Err(what) => Err(format!("the closing record {what}")),
             },
-            Next::Record(kind, raw) => take(&mut recording, &mut decoder, kind, &raw),
+            Next::Record(kind, raw) => take(&mut recording, &mut decoder, &mut budget, kind, &raw),
             Next::Cut(what) => Err(what),
         };
         if let Err(what) = taken {
@@ -358,6 +366,7 @@ pub fn read_recording_within(
 fn take(
     recording: &mut Recording,
     decoder: &mut Decoder,
+    budget: &mut Budget,
     kind: Kind,
     raw: &[u8],
 ) -> Result<(), String> {
@@ -366,12 +375,54 @@ fn take(
         Kind::Stacks => decode(raw).map(|mut rows| recording.stacks.append(&mut rows)),
         Kind::Names => decode(raw).map(|mut rows| recording.names.append(&mut rows)),
         Kind::Snapshot => decode(raw).map(|snapshot| recording.push(snapshot)),
-        Kind::Delta | Kind::DeltaAgainst => decode::<Delta>(raw)
-            .and_then(|delta| decoder.decode(delta))
-            .map(|snapshot| recording.push(snapshot)),
+        Kind::Delta | Kind::DeltaAgainst => {
+            decode::<Delta>(raw).and_then(|delta| decoder.decode(delta)).and_then(|snapshot| {
+                budget.take(&snapshot)?;
+                recording.push(snapshot);
+                budget.thin_out(recording);
+                Ok(())
+            })
+        }
         Kind::Header | Kind::End => Err("is out of place".to_owned()),
     };
     result.map_err(|what| format!("{} {what}", kind.what()))
+}
+
+/// A delta of a few bytes makes a whole snapshot: what snapshots take together is bounded, too.
+struct Budget {
+    /// Bytes of rows that snapshots may still take.
+    left: u64,
+    /// Rows of survivors in all snapshots.
+    survivors: usize,
+}
+
+impl Budget {
+    fn take(&mut self, snapshot: &Snapshot) -> Result<(), String> {
+        let native = &snapshot.native;
+        let bytes = size_of_val(&native.stacks[..])
+            + size_of_val(&native.ranges[..])
+            + snapshot.go.value().map_or(0, |books| size_of_val(&books.stacks[..]));
+        self.left = self
+            .left
+            .checked_sub(bytes as u64)
+            .ok_or("takes more, with those before it, than the limit for all")?;
+        self.survivors += native.cohorts.rows.len();
+        Ok(())
+    }
+
+    /// Survivors are compared between two instants, not between all: where there are very many, every
+    /// second snapshot that has them goes without, the newest excepted.
+    fn thin_out(&mut self, recording: &mut Recording) {
+        if self.survivors <= MOST_SURVIVORS {
+            return;
+        }
+        let with = recording.snapshots.iter_mut().rev();
+        let with = with.filter(|at| !at.native.cohorts.ends_ns.is_empty());
+        for snapshot in with.skip(1).step_by(2) {
+            self.survivors -= snapshot.native.cohorts.rows.len();
+            snapshot.native.cohorts = Cohorts::default();
+        }
+    }
 }
 
 fn decode<T: DeserializeOwned>(raw: &[u8]) -> Result<T, String> {

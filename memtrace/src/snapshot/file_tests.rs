@@ -206,6 +206,39 @@ fn a_snapshot_like_the_one_before_takes_a_few_bytes() {
 }
 
 #[test]
+fn small_deltas_of_a_large_snapshot_stop_at_the_total_limit() {
+    let mut recording = synthetic::recording();
+    let mut last = recording.snapshots.swap_remove(2);
+    last.native.stacks = (0..20_000)
+        .map(|stack| crate::snapshot::StackTotals { stack, ..Default::default() })
+        .collect();
+    recording.snapshots =
+        (0..1_000).map(|sequence| Snapshot { sequence, ..last.clone() }).collect();
+    let bytes = write(&recording);
+    assert!(bytes.len() < 1 << 20, "{}", bytes.len());
+    let limits = ReadLimits { total_raw_bytes: 256 << 20, ..ReadLimits::default() };
+    let (read, completeness) = read_recording_within(&bytes[..], &limits).unwrap();
+    let Completeness::Torn(torn) = completeness else { panic!("all of it was taken") };
+    assert!(torn.what.contains("limit for all"), "{torn}");
+    assert!((50..500).contains(&read.snapshots.len()), "{}", read.snapshots.len());
+}
+
+#[test]
+fn very_many_survivors_are_kept_of_some_snapshots_and_the_last() {
+    let mut recording = synthetic::recording();
+    let mut last = recording.snapshots.swap_remove(2);
+    let row = |stack| crate::snapshot::CohortRow { stack, cohort: 0, bytes: 1, blocks: 1 };
+    last.native.cohorts.ends_ns = vec![1];
+    last.native.cohorts.rows = (0..600_000).map(row).collect();
+    recording.snapshots = (0..40).map(|sequence| Snapshot { sequence, ..last.clone() }).collect();
+    let (read, _) = read_recording(&write(&recording)[..]).unwrap();
+    assert_eq!(read.snapshots.len(), 40);
+    let rows: usize = read.snapshots.iter().map(|at| at.native.cohorts.rows.len()).sum();
+    assert!((600_000..=MOST_SURVIVORS).contains(&rows), "{rows}");
+    assert_eq!(read.snapshots[39], recording.snapshots[39]);
+}
+
+#[test]
 fn snapshots_beyond_the_window_are_compressed_by_themselves() {
     let mut recording = synthetic::recording();
     for (at, snapshot) in recording.snapshots.iter_mut().enumerate() {

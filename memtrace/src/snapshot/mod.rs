@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 mod delta;
 pub mod facts;
 pub mod file;
+pub mod redact;
 #[cfg(test)]
 pub(crate) mod synthetic;
 
@@ -454,5 +455,18 @@ impl Recording {
         probes.attached.extend_from_slice(&snapshot.new_probes.attached);
         probes.not_probed.extend_from_slice(&snapshot.new_probes.not_probed);
         self.snapshots.push(snapshot);
+    }
+
+    /// The header as it stood before the first snapshot: without the probes that came later.
+    pub fn header_as_written(&self) -> Header {
+        let mut header = self.header.clone();
+        let later = self.snapshots.iter().map(|at| &at.new_probes);
+        let (attached, not_probed) = later.fold((0, 0), |sum: (usize, usize), probes| {
+            (sum.0 + probes.attached.len(), sum.1 + probes.not_probed.len())
+        });
+        let probes = &mut header.probes;
+        probes.attached.truncate(probes.attached.len().saturating_sub(attached));
+        probes.not_probed.truncate(probes.not_probed.len().saturating_sub(not_probed));
+        header
     }
 }

@@ -220,11 +220,11 @@ fn survivors(librarian: &Librarian<'_>, lines: &mut BTreeMap<usize, Line>) -> Ve
     let middle = window.first
         + snapshots[window.first..=window.last].partition_point(|at| at.elapsed_ns < two_thirds);
     let mut counted = Vec::new();
-    for position in [middle.min(window.last), window.last] {
+    for wanted in [middle.min(window.last), window.last] {
+        // Of a long recording not every snapshot has them.
+        let has = |at: &usize| !snapshots[*at].native.cohorts.ends_ns.is_empty();
+        let Some(position) = (window.first..=wanted).rev().find(has) else { return Vec::new() };
         let cohorts = &snapshots[position].native.cohorts;
-        if cohorts.ends_ns.is_empty() {
-            return Vec::new();
-        }
         let intervals = cohorts.ends_ns.len() + 1;
         for line in lines.values_mut() {
             line.survivors.push(vec![(0, 0); intervals]);
