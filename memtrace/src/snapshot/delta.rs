@@ -36,7 +36,7 @@ pub(super) struct Delta {
     ranges: Vec<(u64, RangeRow)>,
     ranges_gone: Vec<u64>,
     /// Numbered on from the frames of the snapshots before.
-    go_frames: Vec<Arc<[Name]>>,
+    go_frames: Vec<Arc<[Arc<Name>]>>,
     /// All of them, in their order.
     go_stacks: Vec<GoRow>,
 }
@@ -53,7 +53,7 @@ struct Books {
 #[derive(Default)]
 pub(super) struct Encoder {
     before: Books,
-    go_frames: HashMap<Arc<[Name]>, u32>,
+    go_frames: HashMap<Arc<[Arc<Name>]>, u32>,
 }
 
 impl Encoder {
@@ -130,7 +130,7 @@ impl Encoder {
 #[derive(Default)]
 pub(super) struct Decoder {
     before: Books,
-    go_frames: Vec<Arc<[Name]>>,
+    go_frames: Vec<Arc<[Arc<Name>]>>,
 }
 
 impl Decoder {
