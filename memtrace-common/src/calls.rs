@@ -47,6 +47,8 @@ pub enum Signature {
     HeapRealloc = 16,
     /// `T *f(heap, void *old, size_t n, size_t size)`: mi_heap_reallocn, mi_heap_recalloc
     HeapReallocArray = 17,
+    /// `unsigned long brk(addr)`, the system call: the break as it is then
+    BrkCall = 18,
 }
 
 impl Signature {
@@ -69,13 +71,15 @@ impl Signature {
             15 => Self::HeapCalloc,
             16 => Self::HeapRealloc,
             17 => Self::HeapReallocArray,
+            18 => Self::BrkCall,
             _ => return None,
         })
     }
 
     /// Works on ranges of pages, not on blocks.
     pub const fn is_range(self) -> bool {
-        (self as u8 >= Self::Mmap as u8) && (self as u8 <= Self::Mprotect as u8)
+        (self as u8 >= Self::Mmap as u8 && self as u8 <= Self::Mprotect as u8)
+            || self as u8 == Self::BrkCall as u8
     }
 
     /// Takes blocks from an allocator of blocks, or gives them back.
@@ -86,7 +90,7 @@ impl Signature {
     /// How many integer arguments (RDI, RSI, RDX, RCX, R8, R9) the hook reads at the entry.
     pub const fn arguments(self) -> usize {
         match self {
-            Self::Malloc | Self::Free | Self::Brk | Self::Sbrk => 1,
+            Self::Malloc | Self::Free | Self::Brk | Self::Sbrk | Self::BrkCall => 1,
             Self::Calloc | Self::Realloc | Self::AlignedAlloc | Self::Munmap => 2,
             Self::ReallocArray | Self::PosixMemalign | Self::Mprotect | Self::Xallocx => 3,
             Self::HeapCalloc | Self::HeapRealloc => 3,
@@ -100,6 +104,28 @@ impl Signature {
     pub const fn needs_return(self) -> bool {
         !matches!(self, Self::Free)
     }
+}
+
+/// The system calls that map memory: number on x86-64, name, what it does.
+pub const SYSTEM_CALLS: [(u64, &str, Signature); 5] = [
+    (9, "mmap", Signature::Mmap),
+    (10, "mprotect", Signature::Mprotect),
+    (11, "munmap", Signature::Munmap),
+    (12, "brk", Signature::BrkCall),
+    (25, "mremap", Signature::Mremap),
+];
+
+/// The place of a system call in [`SYSTEM_CALLS`], by its number.
+#[inline(always)]
+pub const fn system_call(number: u64) -> Option<(u16, Signature)> {
+    Some(match number {
+        9 => (0, Signature::Mmap),
+        10 => (1, Signature::Mprotect),
+        11 => (2, Signature::Munmap),
+        12 => (3, Signature::BrkCall),
+        25 => (4, Signature::Mremap),
+        _ => return None,
+    })
 }
 
 /// Most probed functions of one attach: the per-CPU hit counters have this many slots.
@@ -300,7 +326,10 @@ pub fn outcome(
 pub fn range_succeeded(signature: Signature, result: u64) -> bool {
     match signature {
         // -1 from libc, -errno from a raw wrapper.
-        Signature::Mmap | Signature::Mremap | Signature::Sbrk => result < u64::MAX - 4094,
+        // `brk` has no error: it tells the break, moved or not.
+        Signature::Mmap | Signature::Mremap | Signature::Sbrk | Signature::BrkCall => {
+            result < u64::MAX - 4094
+        }
         Signature::Munmap | Signature::Mprotect | Signature::Brk => result as u32 == 0,
         _ => false,
     }

@@ -20,7 +20,8 @@ pub const DRAINING: u32 = 2;
 pub struct ConfigRow {
     /// [`UNARMED`], [`ARMED`] or [`DRAINING`]
     pub armed: u32,
-    pub zero: u32,
+    /// Where system calls are traced: the number of the first one's probe, plus one. Else 0.
+    pub system_calls: u32,
     /// Random per run: a tracee cannot prepare stacks whose hashes collide.
     pub seed: u64,
     pub check_seed: u64,

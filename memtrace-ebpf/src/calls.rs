@@ -160,7 +160,13 @@ pub fn free(ctx: &ProbeContext) {
 /// Whether the call that is entered now is no part of a recorded one; drops a stale record.
 #[inline(always)]
 pub fn is_outermost(hook: &Hook, thread: &mut ThreadRow) -> bool {
-    match calls::standing(&thread.call.frame, hook.sp(), read_word) {
+    is_outermost_at(hook, thread, hook.sp())
+}
+
+/// The same where the thread's stack pointer is `sp`.
+#[inline(always)]
+pub fn is_outermost_at(hook: &Hook, thread: &mut ThreadRow, sp: u64) -> bool {
+    match calls::standing(&thread.call.frame, sp, read_word) {
         Standing::Idle => true,
         Standing::InProgress => false,
         Standing::Stale => {

@@ -4,7 +4,7 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_NOEXIST, pt_regs};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_probe_read_user};
-use memtrace_common::calls::Cookie;
+use memtrace_common::calls::{Cookie, Signature};
 use memtrace_common::counters::{Loss, Tally};
 use memtrace_common::rows::{ARMED, CHAINED_PROGRAMS, ConfigRow, DRAINING, ProcessRow, ThreadRow};
 
@@ -43,6 +43,21 @@ impl Hook {
             stay_off_private_stacks(ctx);
         }
         Some(Self::new(ctx, counters, config))
+    }
+
+    /// At a system call, in the kernel: `or` is the state besides [`ARMED`] in which it acts. There
+    /// are no registers of a probe. `None`: not armed; not counted, as it is seen host-wide.
+    #[inline(always)]
+    pub fn system_call(place: u16, signature: Signature, or: u32) -> Option<Self> {
+        let counters = Counters::get()?;
+        let config = CONFIG.get(0)?;
+        if config.system_calls == 0 || (config.armed != ARMED && config.armed != or) {
+            return None;
+        }
+        let index = (config.system_calls as u16).wrapping_sub(1).wrapping_add(place);
+        let thread_id = bpf_get_current_pid_tgid();
+        let cookie = Cookie::new(index, signature);
+        Some(Self { regs: core::ptr::null(), counters, config, thread_id, cookie })
     }
 
     #[inline(always)]

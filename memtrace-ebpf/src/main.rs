@@ -7,6 +7,7 @@
 //! | deallocator entry | `free_entry` | takes the block out of the books |
 //! | mmap family entry | `range_entry` | remembers the arguments |
 //! | mmap family return | `range_return` | sends the event |
+//! | system call in and out, where libc is not asked | `syscall_enter`, `syscall_exit` | the two of the mmap family |
 //! | thread exit, exec | `thread_exit`, `exec` | clears what is in flight, tells the user side |
 //! | the entries, without `bpf_loop` | `call_entry_chained`, `range_entry_chained`, `walk_frames`, `after_call_walk`, `after_range_walk` | the same, by tail calls |
 //! | allocator entry, in the benchmark | `stack_only` | takes the stack, and forgets it |
@@ -26,6 +27,7 @@ mod hook;
 mod maps;
 mod ranges;
 mod selftest;
+mod syscalls;
 mod tasks;
 mod unwind;
 
@@ -101,6 +103,18 @@ pub fn stack_only(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn selftest_entry(ctx: ProbeContext) -> u32 {
     selftest::enter(&ctx);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
+    syscalls::enter(&ctx);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
+    syscalls::leave(&ctx);
     0
 }
 

@@ -81,13 +81,13 @@ pub fn leave(ctx: &RetProbeContext) {
         }
     }
     thread.range.frame.sp = 0;
-    send(&hook, thread);
+    send(&hook, thread, hook.result());
 }
 
+/// Tells the call in the thread's slot, which returned `result`.
 #[inline(always)]
-fn send(hook: &Hook, thread: &mut ThreadRow) {
+pub fn send(hook: &Hook, thread: &mut ThreadRow, result: u64) {
     let Some(signature) = hook.cookie.signature() else { return };
-    let result = hook.result();
     if !calls::range_succeeded(signature, result) {
         return;
     }

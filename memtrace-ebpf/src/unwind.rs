@@ -33,14 +33,54 @@ use crate::tasks::notify;
 #[inline(always)]
 pub fn walk(hook: &Hook, process: &'static ProcessRow, thread: &mut ThreadRow) {
     if start(hook, process, thread) {
-        let mut frames = Frames { thread, process };
-        // SAFETY: `next_frame` has the signature that the helper calls; `frames` outlives it.
-        unsafe {
-            let next = next_frame as *mut c_void;
-            bpf_loop(MAX_FRAMES as u32 - 1, next, (&raw mut frames).cast(), 0);
-        }
+        all_frames(process, thread);
     }
     finish(hook, process, thread);
+}
+
+/// Takes the stack of a thread that stands inside a function, behind the instruction before `pc`.
+#[inline(always)]
+pub fn walk_from_inside(
+    hook: &Hook,
+    process: &'static ProcessRow,
+    thread: &mut ThreadRow,
+    [pc, sp, bp]: [u64; 3],
+) {
+    begin(hook, process, thread, sp, bp);
+    thread.walk.pc = pc;
+    all_frames(process, thread);
+    finish(hook, process, thread);
+}
+
+#[inline(always)]
+fn all_frames(process: &'static ProcessRow, thread: &mut ThreadRow) {
+    let mut frames = Frames { thread, process };
+    // SAFETY: `next_frame` has the signature that the helper calls; `frames` outlives it.
+    unsafe {
+        let next = next_frame as *mut c_void;
+        bpf_loop(MAX_FRAMES as u32, next, (&raw mut frames).cast(), 0);
+    }
+}
+
+/// A walk without a frame yet, from these registers.
+#[inline(always)]
+fn begin(hook: &Hook, process: &ProcessRow, thread: &mut ThreadRow, sp: u64, bp: u64) {
+    thread.walk = WalkRow {
+        pc: 0,
+        sp,
+        bp,
+        hash: hook.config.seed ^ u64::from(hook.tgid()),
+        check: hook.config.check_seed,
+        window: NO_WINDOW,
+        return_address: 0,
+        switch: [0; 2],
+        count: 0,
+        generation: process.generation,
+        end: WalkEnd::TooDeep as u32,
+        interrupted: 0,
+        afterwards: thread.walk.afterwards,
+        zero: 0,
+    };
 }
 
 /// Records the function that was entered. Whether there is a frame to step from.
@@ -49,22 +89,8 @@ pub fn start(hook: &Hook, process: &ProcessRow, thread: &mut ThreadRow) -> bool 
     // SAFETY: the context of a uprobe is the tracee's registers.
     let (pc, bp) = unsafe { ((*hook.regs).rip, (*hook.regs).rbp) };
     let sp = hook.sp();
-    thread.walk = WalkRow {
-        pc: 0,
-        sp: sp.wrapping_add(8),
-        bp,
-        hash: hook.config.seed ^ u64::from(hook.tgid()),
-        check: hook.config.check_seed,
-        window: NO_WINDOW,
-        return_address: 0,
-        switch: [0; 2],
-        count: 1,
-        generation: process.generation,
-        end: WalkEnd::TooDeep as u32,
-        interrupted: 0,
-        afterwards: thread.walk.afterwards,
-        zero: 0,
-    };
+    begin(hook, process, thread, sp.wrapping_add(8), bp);
+    thread.walk.count = 1;
     thread.scratch.frames[0] = pc;
     mix(&mut thread.walk, pc);
     let mut failed = false;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::go::GoProfileSource;
+use crate::plan::system_calls::MmapSource;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -110,6 +111,13 @@ pub struct RecordArgs {
     /// only up to the last sweep. Only from memory
     #[arg(long)]
     pub go_profile_current: bool,
+
+    /// Where mmap and its kin are seen: in libc's functions, or where they enter the `kernel`, which
+    /// sees system calls made without libc as well, and costs every system call of the host about
+    /// 0.2 µs meanwhile. `auto`: the kernel for Go programs without libc and Go programs that
+    /// map memory themselves
+    #[arg(long, value_name = "auto|libc|kernel", default_value = "auto")]
+    pub mmap_source: MmapSource,
 
     #[command(flatten)]
     pub limits: LimitArgs,

@@ -103,8 +103,11 @@ fn drop_section_headers(program: &Path) -> Result<()> {
 fn host() -> Result<PathBuf> {
     let _lock = crate::serial::wait_for("go-books-host")?;
     let output = crate::target_dir().join("programs/go-books/host");
-    if !output.is_file() {
-        let source = crate::workspace().join("tests/programs/go/books/host/host.c");
+    let source = crate::workspace().join("tests/programs/go/books/host/host.c");
+    let built = fs::metadata(&output).and_then(|metadata| metadata.modified());
+    if !built.is_ok_and(|built| {
+        fs::metadata(&source).is_ok_and(|s| s.modified().is_ok_and(|s| s < built))
+    }) {
         run(Command::new("cc").args(["-g", "-O2", "-o"]).arg(&output).arg(source).arg("-ldl"))?;
     }
     Ok(output)
@@ -132,7 +135,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 impl Books {
     /// Starts it with these variables in its environment and waits until it holds its memory.
     pub fn start(release: &str, build: Build, environment: &[(&str, &str)]) -> Result<Self> {
-        let program = self::build(release, build)?;
+        Self::start_built(&self::build(release, build)?, build, environment)
+    }
+
+    /// The same with a program that was built so and changed.
+    pub fn start_built(program: &Path, build: Build, environment: &[(&str, &str)]) -> Result<Self> {
         let mut command = match build {
             Build::Shared => {
                 let mut host = Command::new(host()?);

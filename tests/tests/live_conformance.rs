@@ -157,3 +157,28 @@ fn preloaded_mimalloc_is_exact() -> Result<()> {
     let cpp = ["new_delete", "new_aligned"].map(|name| Case::new(name, Kind::Cpp));
     all(simple(Kind::C).chain(cpp).map(|case| case.preload(MIMALLOC)))
 }
+
+/// The mmap family as it enters the kernel, in place of libc's functions.
+const FROM_KERNEL: &[&str] = &["--mmap-source", "kernel"];
+
+#[test]
+fn system_calls_without_libc_are_exact() -> Result<()> {
+    let builds = [Kind::C, Kind::CMusl, Kind::CStaticGlibc, Kind::CStaticMusl];
+    all(builds.map(|kind| Ok(Case::new("raw_mmap", kind).memtrace(FROM_KERNEL))).into_iter())
+}
+
+#[test]
+fn seen_from_the_kernel_libcs_mappings_are_as_exact() -> Result<()> {
+    let programs = [
+        "mmap_partial",
+        "mremap",
+        "map_fixed",
+        "mprotect_reserved",
+        "brk",
+        "malloc",
+        "mixed_threads",
+        "thread_death",
+        "fork",
+    ];
+    all(programs.map(|name| Ok(Case::new(name, Kind::C).memtrace(FROM_KERNEL))).into_iter())
+}

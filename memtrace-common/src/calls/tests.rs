@@ -236,3 +236,20 @@ fn only_range_calls_work_on_ranges() {
     assert_eq!(ranged, 6);
     assert!(!Signature::Xallocx.is_range() && !Signature::Free.is_range());
 }
+
+#[test]
+fn a_system_call_is_known_by_its_number_at_its_place() {
+    for (place, (number, _, signature)) in SYSTEM_CALLS.iter().enumerate() {
+        assert_eq!(system_call(*number), Some((place as u16, *signature)));
+        assert!(signature.is_range() && signature.needs_return());
+        assert_eq!(Signature::from_u8(*signature as u8), Some(*signature));
+    }
+    let others = (0..1000).filter(|number| SYSTEM_CALLS.iter().all(|call| call.0 != *number));
+    assert!(others.into_iter().all(|number| system_call(number).is_none()));
+}
+
+#[test]
+fn the_brk_system_call_has_no_error_and_tells_the_break() {
+    assert!(range_succeeded(Signature::BrkCall, 0x5555_0000_0000));
+    assert!(!range_succeeded(Signature::BrkCall, -1i64 as u64));
+}

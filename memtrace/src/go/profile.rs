@@ -7,6 +7,7 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::io::Read;
+use std::sync::Arc;
 
 use prost::Message;
 use thiserror::Error;
@@ -240,7 +241,7 @@ pub(super) fn assemble(
     }
     let stacks = by_frames.into_iter().map(
         |(frames, [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects])| GoStack {
-            frames: frames.into(),
+            frames: frames.into_iter().map(Arc::new).collect(),
             inuse_bytes,
             inuse_objects,
             alloc_bytes,
@@ -258,8 +259,8 @@ pub(super) fn assemble(
 const TOO_LARGE: ProfileError = ProfileError::Contradiction("values beyond 64 bits");
 
 /// The order of stacks that hold the same.
-pub(super) fn by_names(a: &[Name], b: &[Name]) -> Ordering {
-    fn names(frames: &[Name]) -> impl Iterator<Item = (&str, Option<u32>)> {
+fn by_names(a: &[Arc<Name>], b: &[Arc<Name>]) -> Ordering {
+    fn names(frames: &[Arc<Name>]) -> impl Iterator<Item = (&str, Option<u32>)> {
         frames.iter().map(|name| (name.function.as_str(), name.line))
     }
     names(a).cmp(names(b))

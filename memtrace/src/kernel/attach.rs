@@ -12,10 +12,10 @@ use std::thread::JoinHandle;
 
 use aya::programs::ProgramError;
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
-use memtrace_common::calls::{Cookie, MAX_PROBES};
+use memtrace_common::calls::{Cookie, MAX_PROBES, SYSTEM_CALLS};
 
 use super::error::advice;
-use super::load::{load_uprobe, uprobe};
+use super::load::{attach_tracepoint, load_uprobe, uprobe};
 use super::{Kernel, KernelError};
 use crate::plan::{PlannedProbe, ProbePlan, Signature};
 
@@ -59,6 +59,8 @@ fn detach_all(mut links: Vec<ProbeLink>) {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AttachReport {
     pub probes: Vec<AttachOutcome>,
+    /// Of the tracepoints, where the plan has them.
+    pub system_calls: Option<AttachOutcome>,
 }
 
 impl AttachReport {
@@ -107,7 +109,10 @@ impl Kernel {
         let Some(scope) = living_thread(pid) else {
             let reason = format!("process {pid} has no living thread: it has ended");
             let failed = AttachOutcome::Failed { reason, denied: false };
-            return Ok(AttachReport { probes: vec![failed; plan.probes.len()] });
+            return Ok(AttachReport {
+                probes: vec![failed; plan.probes.len()],
+                system_calls: None,
+            });
         };
         let mut order: Vec<usize> = (0..plan.probes.len()).collect();
         order.sort_by_key(|&at| plan.probes[at].signature != Signature::Free);
@@ -135,7 +140,39 @@ impl Kernel {
         self.entries.extend(entries.into_iter().flatten());
         self.returns.append(&mut returns);
         let probes = probes.into_iter().map(|p| p.unwrap_or(AttachOutcome::Attached)).collect();
-        Ok(AttachReport { probes })
+        let system_calls = plan.system_calls.then(|| self.attach_system_calls());
+        Ok(AttachReport { probes, system_calls })
+    }
+
+    /// The mmap family where it enters the kernel. The calls' places in
+    /// [`super::KernelSnapshot::hits`] follow those of the probes so far, in the order of
+    /// [`SYSTEM_CALLS`].
+    fn attach_system_calls(&mut self) -> AttachOutcome {
+        /// Leaving before entering: no call is taken for one whose end was missed.
+        const PROGRAMS: [(&str, &str); 2] =
+            [("syscall_exit", "sys_exit"), ("syscall_enter", "sys_enter")];
+        let first = self.probe_count;
+        self.probe_count += SYSTEM_CALLS.len();
+        let failed = |reason: String, denied| AttachOutcome::Failed { reason, denied };
+        if self.probe_count > MAX_PROBES {
+            return failed(format!("more than {MAX_PROBES} probes"), false);
+        }
+        let mut links = Vec::new();
+        for (program, tracepoint) in PROGRAMS {
+            match attach_tracepoint(&mut self.ebpf, program, tracepoint) {
+                Ok(link) => links.push(link),
+                Err(error) => {
+                    let denied = error.is_permission();
+                    return failed(KernelError::explained(error).to_string(), denied);
+                }
+            }
+        }
+        self.tracepoints.append(&mut links);
+        // Every system call of the host runs both programs: to read the clock around each would cost
+        // it as much again.
+        self.stats = None;
+        self.config_row.system_calls = u32::try_from(first + 1).unwrap_or(0);
+        AttachOutcome::Attached
     }
 
     /// For the benchmark, in place of [`Kernel::attach`]: takes the stack at the entry of one

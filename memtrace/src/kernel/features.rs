@@ -319,7 +319,7 @@ fn try_batch_lookup() -> Result<(), TryError> {
 }
 
 /// Whether programs may call `bpf_loop`.
-pub(super) fn bpf_loop() -> Result<(), TryError> {
+pub fn bpf_loop() -> Result<(), TryError> {
     match bpf::knows_helper(bpf::PROGRAM_KPROBE, bpf::HELPER_LOOP) {
         Ok(true) => Ok(()),
         Ok(false) => Err(TryError::Wrong(

@@ -205,7 +205,7 @@ fn load_chain(
     Ok(chain)
 }
 
-fn attach_tracepoint(
+pub(super) fn attach_tracepoint(
     ebpf: &mut Ebpf,
     name: &'static str,
     tracepoint: &'static str,

@@ -52,7 +52,10 @@ impl Kernel {
         let Some(scope) = living_thread(pid) else {
             let reason = format!("process {pid} has no living thread: it has ended");
             let failed = AttachOutcome::Failed { reason, denied: false };
-            return Ok(AttachReport { probes: vec![failed; plan.probes.len()] });
+            return Ok(AttachReport {
+                probes: vec![failed; plan.probes.len()],
+                system_calls: None,
+            });
         };
         let mut report = AttachReport::default();
         for probe in &plan.probes {

@@ -248,4 +248,4 @@ fn allocator_name(object: &ObjectFacts, candidate: &Candidate<'_>) -> String {
 
 #[cfg(test)]
 #[path = "decide_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -22,6 +22,10 @@ fn host() -> HostFacts {
     HostFacts { emulation: Emulation { push: true, nop5: true }, ..HostFacts::default() }
 }
 
+pub fn at_path(path: &str, elf: ElfFacts) -> ObjectFacts {
+    object(path, elf)
+}
+
 fn object(path: &str, elf: ElfFacts) -> ObjectFacts {
     let file = File::open(if path.starts_with("/made-up") { "/dev/null" } else { path }).unwrap();
     ObjectFacts {
@@ -41,7 +45,7 @@ fn object(path: &str, elf: ElfFacts) -> ObjectFacts {
     }
 }
 
-fn real(path: &str) -> ObjectFacts {
+pub fn real(path: &str) -> ObjectFacts {
     let wanted = |name: &str| is_wanted(name) || is_marker(name);
     let facts = elf::read(&File::open(path).unwrap(), &wanted, &DebugFiles::default()).unwrap();
     object(path, facts)
@@ -182,12 +186,12 @@ fn operators_of_a_runtime_library_are_left_to_malloc() {
 fn go_code_never_gets_a_probe() {
     let functions = || vec![function(&["malloc"], 16, PUSH), function(&["free"], 0x900, PUSH)];
     let mut object = made_up(functions());
-    object.elf.go = Some(GoFacts { version: None, text: Some((0, 0x800)) });
+    object.elf.go = Some(GoFacts { text: Some((0, 0x800)), ..GoFacts::default() });
     let plan = decide(&[object], &host());
     assert_eq!(plan.probes.len(), 1);
     assert_eq!(plan.probes[0].function, "free");
     let mut stripped = made_up(functions());
-    stripped.elf.go = Some(GoFacts { version: None, text: None });
+    stripped.elf.go = Some(GoFacts::default());
     let plan = decide(&[stripped], &host());
     assert!(plan.probes.is_empty());
     assert_eq!(plan.not_probed.iter().filter(|n| n.reason.contains("stripped")).count(), 2);

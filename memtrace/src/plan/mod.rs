@@ -10,6 +10,7 @@ pub mod catalogue;
 pub mod decide;
 pub mod host;
 pub mod site;
+pub mod system_calls;
 
 pub use decide::decide;
 
@@ -36,5 +37,7 @@ pub struct PlannedProbe {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ProbePlan {
     pub probes: Vec<PlannedProbe>,
+    /// The mmap family is seen where it enters the kernel, by tracepoints, not in libc.
+    pub system_calls: bool,
     pub not_probed: Vec<crate::snapshot::NotProbed>,
 }

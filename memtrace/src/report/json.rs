@@ -357,7 +357,7 @@ fn go_books(go: &GoBooks) -> Value {
             "inuse_objects": stack.inuse_objects,
             "alloc_bytes": stack.alloc_bytes,
             "alloc_objects": stack.alloc_objects,
-            "frames": stack.frames.iter().map(name).collect::<Vec<_>>(),
+            "frames": stack.frames.iter().map(|frame| name(frame)).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
     })
 }

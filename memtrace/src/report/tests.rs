@@ -208,7 +208,8 @@ fn no_hostile_string_reaches_the_terminal() {
     last.native.losses.push((hostile.clone(), 1));
     if let Known::Value(go) = &mut last.go {
         go.source = hostile.clone();
-        std::sync::Arc::make_mut(&mut go.stacks[0].frames)[0].function = hostile.clone();
+        let frame = &mut std::sync::Arc::make_mut(&mut go.stacks[0].frames)[0];
+        std::sync::Arc::make_mut(frame).function = hostile.clone();
     }
     let mut unknown = recording.clone();
     let last = unknown.snapshots.last_mut().unwrap();

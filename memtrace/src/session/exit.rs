@@ -15,7 +15,8 @@ use crate::tracee::spawn::SpawnError;
 pub enum SessionError {
     #[error(
         "process {pid} (`{comm}`) has no allocator function that can be probed\n{reasons}\n\
-         an allocator needs symbols: `.symtab`, `.dynsym` or separate debug information"
+         an allocator needs symbols: `.symtab`, `.dynsym` or separate debug information; what the \
+         process maps can be traced without (--mmap-source kernel)"
     )]
     NothingToProbe { pid: u32, comm: String, reasons: String },
     #[error("not one probe could be attached to process {pid}\n{reasons}")]

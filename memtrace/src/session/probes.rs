@@ -1,11 +1,14 @@
 //! What is probed: from mapped files to attached probes, at the start and when libraries arrive.
 
 use anyhow::Result;
+use memtrace_common::calls::SYSTEM_CALLS;
 
 use super::say::say;
+use crate::kernel::features::bpf_loop;
 use crate::kernel::{AttachOutcome, Kernel};
 use crate::plan::decide::{decide, is_wanted};
 use crate::plan::host::HostFacts;
+use crate::plan::system_calls::{KERNEL, MmapSource, raw_caller, take_from_kernel};
 use crate::plan::{PlannedProbe, ProbePlan};
 use crate::report::visible;
 use crate::snapshot::{AttachedProbe, NotProbed, ProbeReport};
@@ -24,6 +27,63 @@ pub fn plan_for(process: &Process, files: &[MappedFile], host: &HostFacts) -> Pl
     let objects = read_some(process, files, &is_wanted);
     let plan = decide(&objects.objects, host);
     Planned { plan, objects }
+}
+
+/// Where the mmap family is seen, of one recording: decided once, as no call may be seen twice.
+#[derive(Debug)]
+pub struct Mmaps {
+    source: MmapSource,
+    in_kernel: bool,
+}
+
+impl Mmaps {
+    pub fn from(source: MmapSource) -> Self {
+        Self { source, in_kernel: false }
+    }
+
+    /// At the start: chooses by what the process is, and by what the kernel can.
+    pub fn choose(&mut self, planned: &mut Planned) {
+        let why = match self.source {
+            MmapSource::Libc => None,
+            MmapSource::Kernel => Some("--mmap-source kernel".to_owned()),
+            MmapSource::Auto => raw_caller(&planned.objects.objects),
+        };
+        let Some(why) = why else { return };
+        match bpf_loop() {
+            Ok(()) => {
+                take_from_kernel(&mut planned.plan, &why);
+                self.in_kernel = true;
+            }
+            Err(error) => planned.plan.not_probed.push(NotProbed {
+                object: KERNEL.to_owned(),
+                function: None,
+                reason: format!(
+                    "system calls made without libc are not seen ({why}): it takes bpf_loop, Linux \
+                     5.17 ({error})"
+                ),
+            }),
+        }
+    }
+
+    /// Libraries that came later do not change what was chosen.
+    pub fn keep(&self, planned: &mut Planned) {
+        if self.in_kernel {
+            take_from_kernel(&mut planned.plan, "as at the start");
+            // They stand already.
+            planned.plan.system_calls = false;
+        } else if self.source == MmapSource::Auto
+            && let Some(why) = raw_caller(&planned.objects.objects)
+        {
+            planned.plan.not_probed.push(NotProbed {
+                object: KERNEL.to_owned(),
+                function: None,
+                reason: format!(
+                    "system calls made without libc are not seen: {why}, which came after libc's \
+                     functions were probed; start again with --mmap-source kernel"
+                ),
+            });
+        }
+    }
 }
 
 /// The probes of one recording.
@@ -51,6 +111,20 @@ impl Probes {
                         function: Some(probe.function.clone()),
                         reason,
                     });
+                }
+            }
+        }
+        if let Some(outcome) = outcome.system_calls {
+            let attached = outcome == AttachOutcome::Attached;
+            self.is_attached.extend(SYSTEM_CALLS.map(|_| attached));
+            match outcome {
+                AttachOutcome::Attached => {
+                    self.new.attached.extend(SYSTEM_CALLS.map(|(_, name, _)| system_call(name)));
+                }
+                AttachOutcome::Failed { reason, denied } => {
+                    self.any_denied |= denied;
+                    let (object, function) = (KERNEL.to_owned(), None);
+                    self.new.not_probed.push(NotProbed { object, function, reason });
                 }
             }
         }
@@ -89,9 +163,33 @@ fn attached(probe: &PlannedProbe) -> AttachedProbe {
     }
 }
 
+/// A tracepoint has no site in the process.
+fn system_call(name: &str) -> AttachedProbe {
+    AttachedProbe {
+        object: KERNEL.to_owned(),
+        allocator: "system calls".to_owned(),
+        function: name.to_owned(),
+        function_file_offset: 0,
+        entry_site: 0,
+        entry_instruction: String::new(),
+        entry_is_emulated: true,
+        return_site: None,
+    }
+}
+
 /// The plan as it was carried out, for `--verbose`.
 pub fn explain(probes: &ProbeReport) {
-    for probe in &probes.attached {
+    let (traced, probed): (Vec<_>, Vec<_>) =
+        probes.attached.iter().partition(|probe| probe.object == KERNEL);
+    if !traced.is_empty() {
+        let names: Vec<_> = traced.iter().map(|probe| probe.function.as_str()).collect();
+        say(format_args!(
+            "tracepoints on the system calls {}: each system call of this host takes about 0.2 µs \
+             longer meanwhile",
+            names.join(", ")
+        ));
+    }
+    for probe in probed {
         let cost = if probe.entry_is_emulated { "one trap" } else { "single-stepped" };
         let back = probe.return_site.map(|at| format!(", return at +{at}")).unwrap_or_default();
         say(format_args!(

@@ -28,6 +28,10 @@ pub fn range_event(seen: &Seen) -> Option<RangeEvent> {
             flags: fourth as u32,
         },
         Signature::Brk => RangeOp::Brk { old_break: None, new_break: first },
+        // It tells the break as it is then; asked for 0, it only tells.
+        Signature::BrkCall => {
+            RangeOp::Brk { old_break: (first == 0).then_some(seen.result), new_break: seen.result }
+        }
         // It returns the break before; the increment is signed.
         Signature::Sbrk => RangeOp::Brk {
             old_break: Some(seen.result),
@@ -79,6 +83,17 @@ mod tests {
             range_event(&seen(Signature::Sbrk, [(-4096i64) as u64, 0, 0, 0, 0, 0], 0x9000));
         let expected = RangeOp::Brk { old_break: Some(0x9000), new_break: 0x8000 };
         assert_eq!(shrunk.map(|event| event.op), Some(expected));
+    }
+
+    #[test]
+    fn the_brk_system_call_tells_where_the_break_is_then() {
+        let asked = range_event(&seen(Signature::BrkCall, [0; 6], 0x9000));
+        let expected = RangeOp::Brk { old_break: Some(0x9000), new_break: 0x9000 };
+        assert_eq!(asked.map(|event| event.op), Some(expected));
+        // Refused: it stays where it is.
+        let refused = range_event(&seen(Signature::BrkCall, [0xa000, 0, 0, 0, 0, 0], 0x9000));
+        let expected = RangeOp::Brk { old_break: None, new_break: 0x9000 };
+        assert_eq!(refused.map(|event| event.op), Some(expected));
     }
 
     #[test]

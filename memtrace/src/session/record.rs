@@ -11,7 +11,7 @@ use super::control::{Asked, Control, Request};
 use super::exit::SessionError;
 use super::explain::ContainerMemory;
 use super::outputs::{Outputs, Sink};
-use super::probes::{Planned, Probes, explain, plan_for, reasons};
+use super::probes::{Mmaps, Planned, Probes, explain, plan_for, reasons};
 use super::progress::{Progress, Status};
 use super::range_events::range_event;
 use super::recorder::{Readings, Recorder, as_ns, unix_ns};
@@ -69,6 +69,7 @@ struct Session {
     space: AddressSpace,
     planned: Planned,
     probes: Probes,
+    mmaps: Mmaps,
     kernel: Kernel,
     ranges: RangeMap,
     go: GoReader,
@@ -91,8 +92,13 @@ impl Session {
         for warning in &space.mappings.warnings {
             warn(visible(warning));
         }
-        let planned = plan_for(&target.process, &space.mappings.files, &host);
-        if !planned.plan.probes.iter().any(|probe| probe.signature.is_simple()) {
+        let mut planned = plan_for(&target.process, &space.mappings.files, &host);
+        let mut mmaps = Mmaps::from(args.mmap_source);
+        mmaps.choose(&mut planned);
+        let has_allocator = planned.plan.probes.iter().any(|probe| probe.signature.is_simple());
+        if !has_allocator && planned.plan.system_calls {
+            say("no allocator was found that can be probed: only what is mapped is traced");
+        } else if !has_allocator {
             let comm = visible(&target.process.comm).into_owned();
             return Err(SessionError::NothingToProbe {
                 pid,
@@ -149,6 +155,7 @@ impl Session {
             space,
             planned,
             probes: Probes::default(),
+            mmaps,
             kernel,
         })
     }
@@ -339,7 +346,8 @@ impl Session {
         let process = &self.target.process;
         let Some(files) = self.space.arrived(process)? else { return Ok(()) };
         self.space.publish(&mut self.kernel, process.pid())?;
-        let planned = plan_for(process, &files, &self.host);
+        let mut planned = plan_for(process, &files, &self.host);
+        self.mmaps.keep(&mut planned);
         self.probes.attach(&mut self.kernel, process.pid(), &planned)
     }
 

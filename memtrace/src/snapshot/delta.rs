@@ -38,7 +38,7 @@ pub(super) struct Delta {
     ranges: Vec<(u64, RangeRow)>,
     ranges_gone: Vec<u64>,
     /// Numbered on from the frames of the snapshots before.
-    go_frames: Vec<Arc<[Name]>>,
+    go_frames: Vec<Arc<[Arc<Name>]>>,
     /// All of them, in their order.
     go_stacks: Vec<GoRow>,
 }
@@ -56,7 +56,7 @@ struct Books {
 pub(super) struct Encoder {
     started: bool,
     before: Books,
-    go_frames: HashMap<Arc<[Name]>, u32>,
+    go_frames: HashMap<Arc<[Arc<Name>]>, u32>,
 }
 
 impl Encoder {
@@ -134,7 +134,7 @@ impl Encoder {
 #[derive(Default)]
 pub(super) struct Decoder {
     before: Books,
-    go_frames: Vec<Arc<[Name]>>,
+    go_frames: Vec<Arc<[Arc<Name>]>>,
 }
 
 impl Decoder {

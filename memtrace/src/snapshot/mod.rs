@@ -364,8 +364,8 @@ pub struct GoArena {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GoStack {
-    /// Leaf first; shared by the snapshots of one run.
-    pub frames: Arc<[Name]>,
+    /// Leaf first; stacks and names are shared by the snapshots of one run.
+    pub frames: Arc<[Arc<Name>]>,
     pub inuse_bytes: u64,
     pub inuse_objects: u64,
     pub alloc_bytes: u64,

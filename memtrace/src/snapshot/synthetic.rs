@@ -276,14 +276,16 @@ fn go_books(scale: u64) -> GoBooks {
                 ),
                 name("main.cacheOrder", Some(("/src/orders/cache.go", 34)), false),
             ]
-            .into(),
+            .into_iter()
+            .map(Arc::new)
+            .collect(),
             inuse_bytes: 11 * MIB * scale + 13,
             inuse_objects: 113 * scale,
             alloc_bytes: 71 * MIB * scale,
             alloc_objects: 977 * scale,
         },
         GoStack {
-            frames: [name("main.main", Some(("/src/orders/main.go", 12)), false)].into(),
+            frames: [Arc::new(name("main.main", Some(("/src/orders/main.go", 12)), false))].into(),
             inuse_bytes: 524_801,
             inuse_objects: 1,
             alloc_bytes: 524_801,

@@ -219,10 +219,11 @@ fn choose_inline_trees<'s, S: ByteSource + ?Sized>(elf: &Elf<'s, S>, found: &mut
             None => elf.bytes_from(*vaddr),
         };
         let Some(bytes) = bytes else { continue };
-        found.table.set_inline_trees(bytes.clone());
+        found.table.set_inline_trees(bytes);
         let (right, wrong) = found.table.check_inline_trees();
+        let bytes = found.table.take_inline_trees();
         if wrong == 0 && best.as_ref().is_none_or(|(most, _)| right > *most) {
-            best = Some((right, bytes));
+            best = bytes.map(|bytes| (right, bytes));
         }
     }
     found.table.set_inline_trees(best.map_or(Cow::Borrowed(&[]), |(_, bytes)| bytes));

@@ -8,6 +8,8 @@
 //! * `asmcgocall` leaves the goroutine's frame pointer in RBP, which C keeps; but a callback may
 //!   move the goroutine's stack meanwhile. So it saves how deep that stack was, and finds its way
 //!   back by that, as the walk does.
+//! * The functions that make the system call have no frame: the return address is at RSP. A walk
+//!   starts there where system calls are traced.
 
 use memtrace_common::unwind::{BY_STACK_DEPTH, CfaKind};
 
@@ -19,6 +21,17 @@ use super::rules::Rule;
 /// `push %rbp; mov %rsp,%rbp`
 const AUTOMATIC_FRAME: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
 const CROSSCALL2_RULE: Rule = Rule::new(CfaKind::Rbp, 3, -2);
+
+const FRAMELESS_RULE: Rule = Rule::new(CfaKind::Rsp, 1, 0);
+
+/// They make system calls: of the runtime, and of all others up to Go 1.22, 1.25 and later.
+const SYSTEM_CALLS: [&[u8]; 5] = [
+    b"runtime.sysMmap",
+    b"runtime.sysMunmap",
+    b"runtime/internal/syscall.Syscall6",
+    b"internal/runtime/syscall.Syscall6",
+    b"internal/runtime/syscall/linux.Syscall6",
+];
 
 /// Nothing above these belongs to the stack, whether or not they are marked as top frames.
 const ENDS: [&[u8]; 8] = [
@@ -72,6 +85,7 @@ enum Special {
     Signal,
     Crosscall2,
     Asmcgocall,
+    SystemCall,
 }
 
 fn rule_of(name: &[u8], is_top_frame: bool) -> Option<Special> {
@@ -79,6 +93,7 @@ fn rule_of(name: &[u8], is_top_frame: bool) -> Option<Special> {
         b"crosscall2" => Some(Special::Crosscall2),
         b"runtime.asmcgocall" => Some(Special::Asmcgocall),
         SIGNAL_RETURN => Some(Special::Signal),
+        name if SYSTEM_CALLS.contains(&name) => Some(Special::SystemCall),
         name if is_top_frame || ENDS.contains(&name) => Some(Special::Ends),
         _ => None,
     }
@@ -100,6 +115,16 @@ fn rule_over<S: ByteSource + ?Sized>(
         // The return address is its first byte, and is looked up one byte earlier.
         Special::Signal => {
             Some(Covered { start: start.saturating_sub(1), end, rule: Rule::SIGNAL })
+        }
+        Special::SystemCall => {
+            let code = elf.bytes_at(start, end.checked_sub(start)?.min(512))?;
+            let holds = |bytes: &[u8]| code.windows(bytes.len()).any(|at| at == bytes);
+            // A wrapper of the same name makes a frame, and no system call.
+            (holds(b"\x0f\x05") && !holds(&AUTOMATIC_FRAME)).then_some(Covered {
+                start,
+                end,
+                rule: FRAMELESS_RULE,
+            })
         }
         Special::Crosscall2 => with_frame(elf, Covered { start, end, rule: CROSSCALL2_RULE }),
         Special::Asmcgocall => {

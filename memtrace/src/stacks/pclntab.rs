@@ -122,6 +122,10 @@ impl<'d> PclnTable<'d> {
         self.inline_trees = Some(bytes);
     }
 
+    pub(crate) fn take_inline_trees(&mut self) -> Option<Cow<'d, [u8]>> {
+        self.inline_trees.take()
+    }
+
     /// `textStart` of the header: 0 from Go 1.26 on, and in position-independent executables.
     pub fn header_text_start(data: &[u8]) -> u64 {
         match Version::of_magic(u32_at(data, 0)) {

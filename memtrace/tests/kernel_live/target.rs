@@ -158,7 +158,7 @@ pub fn plan(path: &Path) -> ProbePlan {
         entry_is_emulated: false,
         return_site: (signature != Signature::Free).then_some(0),
     });
-    ProbePlan { probes: probes.to_vec(), not_probed: Vec::new() }
+    ProbePlan { probes: probes.to_vec(), ..ProbePlan::default() }
 }
 
 impl Drop for Program {

@@ -23,8 +23,6 @@ const MAX_STACK: u64 = 1030;
 const MAX_BUCKETS: usize = 1 << 18;
 /// Most program counters of all buckets together: 256 MiB.
 const MAX_COUNTERS: usize = 32 << 20;
-/// How much of a stack is read along with its header.
-const FIRST_COUNTERS: usize = 24;
 /// Larger than any object: the address space.
 const MAX_BYTES: u64 = 1 << 47;
 
@@ -117,6 +115,7 @@ impl Buckets {
         let mut new: Vec<Bucket> = Vec::new();
         let mut seen = HashSet::new();
         let mut counters = self.counters;
+        let mut window = Window::of(64 << 10);
         let mut at = head;
         while at != 0 && !self.known.contains(&at) {
             if !seen.insert(at) {
@@ -125,7 +124,7 @@ impl Buckets {
             if self.buckets.len() + new.len() >= MAX_BUCKETS {
                 return Err(BucketError::TooMany { what: "buckets", limit: MAX_BUCKETS });
             }
-            let header = read_header(memory, at, layout)?;
+            let header = read_header(memory, &mut window, at, layout)?;
             counters += header.stack.len();
             if counters > MAX_COUNTERS {
                 return Err(BucketError::TooMany { what: "stack entries", limit: MAX_COUNTERS });
@@ -208,40 +207,83 @@ fn check_places<'b>(
 
 /// Whether a bucket of the heap profile stands there.
 pub fn is_bucket(memory: &dyn Memory, address: u64, layout: &Layout) -> bool {
-    read_header(memory, address, layout).is_ok()
+    read_header(memory, &mut Window::of(1), address, layout).is_ok()
 }
 
-fn read_header(memory: &dyn Memory, at: u64, layout: &Layout) -> Result<Header, BucketError> {
+/// A copy of the memory around the bucket read last: most stand side by side, and to copy many costs
+/// little more than to copy one. Headers and stacks that a list leads to never change, so a copy
+/// that was made after its head was read stays right.
+struct Window {
+    /// A power of two: the boundaries of what is copied along.
+    alignment: u64,
+    base: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    /// With an alignment of 1 only what is asked for is copied.
+    fn of(alignment: u64) -> Self {
+        Self { alignment, base: 0, bytes: Vec::new() }
+    }
+
+    /// As many of these bytes as are here already.
+    fn at(&self, address: u64) -> &[u8] {
+        address
+            .checked_sub(self.base)
+            .and_then(|at| self.bytes.get(usize::try_from(at).ok()?..))
+            .unwrap_or_default()
+    }
+
+    /// These bytes, copied with what stands around them where that can be read.
+    fn read(
+        &mut self,
+        memory: &dyn Memory,
+        address: u64,
+        length: usize,
+    ) -> Result<&[u8], Unreadable> {
+        if self.at(address).len() < length {
+            let base = address & !(self.alignment - 1);
+            let needed = (address - base).saturating_add(length as u64);
+            self.fill(memory, base, needed.max(self.alignment))
+                .or_else(|_| self.fill(memory, address, length as u64))?;
+        }
+        Ok(&self.at(address)[..length])
+    }
+
+    fn fill(&mut self, memory: &dyn Memory, base: u64, length: u64) -> Result<(), Unreadable> {
+        self.base = base;
+        self.bytes.clear();
+        self.bytes.resize(length as usize, 0);
+        memory.read(base, &mut self.bytes).inspect_err(|_| self.bytes.clear())
+    }
+}
+
+fn read_header(
+    memory: &dyn Memory,
+    window: &mut Window,
+    at: u64,
+    layout: &Layout,
+) -> Result<Header, BucketError> {
     let b = &layout.bucket;
     let no_bucket = |why| BucketError::NoBucket { address: at, why };
     if !at.is_multiple_of(8) || at >= MAX_BYTES {
         return Err(no_bucket("not an address of an object"));
     }
-    // A record is at least as long as this guess is longer than most stacks; at the end of a
-    // mapping the header is read alone.
-    let mut bytes = vec![0; b.bytes + 8 * FIRST_COUNTERS];
-    if memory.read(at, &mut bytes).is_err() {
-        bytes.truncate(b.bytes);
-        memory.read(at, &mut bytes)?;
-    }
-    let (kind, depth) = (u64_at(&bytes, b.typ), u64_at(&bytes, b.nstk));
+    let bytes = window.read(memory, at, b.bytes)?;
+    let (kind, depth) = (u64_at(bytes, b.typ), u64_at(bytes, b.nstk));
     if kind != MEMORY_PROFILE {
         return Err(no_bucket("not of the heap profile"));
     }
     if depth == 0 || depth > MAX_STACK {
         return Err(no_bucket("the depth of its stack is impossible"));
     }
-    let object_bytes = u64_at(&bytes, b.size);
+    let object_bytes = u64_at(bytes, b.size);
     if object_bytes >= MAX_BYTES {
         return Err(no_bucket("its objects are larger than the address space"));
     }
-    let (hash, next) = (u64_at(&bytes, b.hash), u64_at(&bytes, b.allnext));
+    let (hash, next) = (u64_at(bytes, b.hash), u64_at(bytes, b.allnext));
     let end = b.bytes + 8 * depth as usize;
-    let have = bytes.len();
-    if end > have {
-        bytes.resize(end, 0);
-        memory.read(at.wrapping_add(have as u64), &mut bytes[have..])?;
-    }
+    let bytes = window.read(memory, at, end)?;
     let stack: Vec<u64> = bytes[b.bytes..end].chunks_exact(8).map(|word| u64_at(word, 0)).collect();
     if stack_hash(&stack, object_bytes) != hash {
         return Err(no_bucket("its hash is not that of its stack"));

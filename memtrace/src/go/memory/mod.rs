@@ -12,7 +12,8 @@
 //! same instant, but for what `statistics` and `heap_profile` say. Reading takes no lock of the
 //! process and writes nothing to it.
 //!
-//! Limits: linux/amd64, Go 1.21 and later; one runtime per process (the first that answers).
+//! Limits: linux/amd64, Go 1.21 and later; one runtime per process, the largest that answers: that
+//! there are others, or objects whose runtime does not answer, is said beside the figures.
 
 pub mod access;
 pub mod buckets;
@@ -27,11 +28,11 @@ pub mod references;
 pub mod statistics;
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::profile::{Budget, Limits, Values, by_names, sum_up};
+use super::profile::{Budget, Limits, Values, sum_up};
 use crate::snapshot::{GoBooks, GoProfile, GoStack, Name};
 use crate::tracee::MappedFile;
 use crate::tracee::process::{Process, ProcessError};
@@ -93,8 +94,7 @@ pub struct MemoryReader {
 /// Why nothing was found in these files, which will not change.
 #[derive(Debug)]
 struct Failed {
-    /// Device and inode.
-    files: Vec<((u32, u32), u64)>,
+    files: Vec<FileKey>,
     /// `None`: none of them is a Go object.
     object: Option<(String, ObjectError)>,
 }
@@ -111,15 +111,23 @@ struct Found {
     /// Of names kept in `frames`, over all readings.
     budget: Budget,
     /// The stacks of the profile as they read, each once.
-    frames: Vec<Arc<[Name]>>,
+    frames: Vec<Arc<[Arc<Name>]>>,
+    /// The same, by their names' numbers.
+    ids: Vec<Arc<[NameId]>>,
     /// Of each row among all, by names.
     ranks: Vec<usize>,
-    row_of_names: HashMap<Vec<NameId>, usize>,
+    row_of_names: HashMap<Arc<[NameId]>, usize>,
     /// By the address at which the bucket's stack is kept here.
     row_of_bucket: HashMap<usize, usize>,
     /// Whether `runtime.mmap` goes through libc; `None`: not found.
     cgo: Option<bool>,
+    /// Files that were looked at: device and inode.
+    known: HashSet<FileKey>,
+    /// Go objects whose books are not in the figures, with the reason.
+    left_out: Vec<String>,
 }
+
+type FileKey = ((u32, u32), u64);
 
 /// How the runtime was found, for `--verbose` and for tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +154,10 @@ impl MemoryReader {
             self.found = Some(self.find(files, &memory)?);
         }
         let result = match &mut self.found {
-            Some(found) => found.read(&memory, &self.options),
+            Some(found) => {
+                found.look_at_new(files, &memory, &self.options);
+                found.read(&memory, &self.options)
+            }
             None => Err(MemoryError::NotGo),
         };
         // What was read was this process's only if it still runs.
@@ -156,8 +167,12 @@ impl MemoryReader {
         let mut books = result?;
         let pid = self.process.pid();
         if let Some(found) = &self.found {
-            books.source =
-                format!("memory of PID {pid} ({}, {})", found.object.path, found.object.version);
+            let GoObject { path, version, layout, on_trial, .. } = &found.object;
+            let trial = match on_trial {
+                true => format!(", read as {} on trial", layout.release),
+                false => String::new(),
+            };
+            books.source = format!("memory of PID {pid} ({path}, {version}{trial})");
         }
         Ok(books)
     }
@@ -201,7 +216,7 @@ impl MemoryReader {
     }
 }
 
-/// The first Go object whose runtime answers; of those that do not, the first one's reason.
+/// The Go object with the largest runtime that answers; where none does, the first one's reason.
 fn find(
     files: &[MappedFile],
     memory: &dyn Memory,
@@ -223,21 +238,22 @@ fn find(
             }
         }
     }
-    let mut answering = None;
+    let mut left_out: Vec<String> = failed.iter().map(ToString::to_string).collect();
+    let mut answering = Vec::new();
     for object in objects {
         match locate::find_statistics(memory, &object, &object.layout, &options.ways) {
-            Ok(found) => {
-                answering = Some((object, found));
-                break;
-            }
+            Ok(found) => answering.push((object, found)),
             Err(tried) => {
+                left_out.push(format!("`{}`: {tried}", object.path));
                 failed.get_or_insert(MemoryError::Statistics(tried));
             }
         }
     }
-    let Some((object, (at, way, statistics))) = answering else {
+    answering.sort_by_key(|(_, (_, _, statistics))| statistics.figures.sys);
+    let Some((object, (at, way, statistics))) = answering.pop() else {
         return Err(failed.unwrap_or(MemoryError::NotGo));
     };
+    left_out.extend(answering.iter().map(|(other, _)| another_runtime(other)));
     let collections = statistics.figures.num_gc;
     let profile = locate::find_profile(memory, &object, &object.layout, collections, &options.ways);
     Ok(Found {
@@ -248,15 +264,37 @@ fn find(
         naming: Naming::new(texts, object.minor),
         budget: Budget::new(&Limits::default()),
         frames: Vec::new(),
+        ids: Vec::new(),
         ranks: Vec::new(),
         row_of_names: HashMap::new(),
         row_of_bucket: HashMap::new(),
         cgo: locate::find_cgo_mmap(memory, &object).map(|function| function != 0),
         object,
+        known: files.iter().map(|file| (file.device, file.inode)).collect(),
+        left_out,
     })
 }
 
+fn another_runtime(object: &GoObject) -> String {
+    let GoObject { path, version, .. } = object;
+    format!("`{path}` brings another Go runtime ({version}), whose memory these figures leave out")
+}
+
 impl Found {
+    /// Libraries that came since may be Go, too.
+    fn look_at_new(&mut self, files: &[MappedFile], memory: &dyn Memory, options: &Options) {
+        for file in files {
+            if !self.known.insert((file.device, file.inode)) {
+                continue;
+            }
+            match GoObject::open(file, memory, options.layout.as_ref()) {
+                Ok((object, _)) => self.left_out.push(another_runtime(&object)),
+                Err(ObjectError::NotGo) => {}
+                Err(reason) => self.left_out.push(format!("`{}`: {reason}", file.path)),
+            }
+        }
+    }
+
     fn read(&mut self, memory: &dyn Memory, options: &Options) -> Result<GoBooks, MemoryError> {
         let layout = self.object.layout;
         let statistics = statistics::read(memory, self.statistics, &layout)?;
@@ -269,6 +307,7 @@ impl Found {
         books.memory = Some(statistics.figures);
         books.arenas = statistics.arenas;
         books.cgo = self.cgo;
+        books.tried.clone_from(&self.left_out);
         Ok(books)
     }
 
@@ -312,8 +351,10 @@ impl Found {
         if self.ranks.len() == self.frames.len() {
             return;
         }
+        let names = self.naming.ranks();
+        let ranks = |row: usize| self.ids[row].iter().map(|id| names.get(*id as usize));
         let mut order: Vec<usize> = (0..self.frames.len()).collect();
-        order.sort_by(|a, b| by_names(&self.frames[*a], &self.frames[*b]));
+        order.sort_by(|a, b| ranks(*a).cmp(ranks(*b)));
         self.ranks = vec![0; order.len()];
         for (rank, row) in order.into_iter().enumerate() {
             self.ranks[row] = rank;
@@ -326,14 +367,15 @@ impl Found {
         if let Some(row) = self.row_of_bucket.get(&bucket) {
             return Ok(*row);
         }
-        let names = self.naming.stack(stack);
+        let names: Arc<[NameId]> = self.naming.stack(stack).into();
         let row = match self.row_of_names.entry(names) {
             Entry::Occupied(entry) => *entry.get(),
             Entry::Vacant(entry) => {
-                let frames: Arc<[Name]> =
+                let frames: Arc<[Arc<Name>]> =
                     entry.key().iter().filter_map(|id| self.naming.name(*id).cloned()).collect();
                 frames.iter().try_for_each(|name| self.budget.take(name))?;
                 self.frames.push(frames);
+                self.ids.push(Arc::clone(entry.key()));
                 *entry.insert(self.frames.len() - 1)
             }
         };

@@ -39,8 +39,8 @@ pub struct Naming {
     texts: Vec<NamedText>,
     minor: u32,
     known: HashMap<u64, Known>,
-    names: Vec<Name>,
-    ids: HashMap<Name, NameId>,
+    names: Vec<Arc<Name>>,
+    ids: HashMap<Arc<Name>, NameId>,
 }
 
 impl Naming {
@@ -49,8 +49,25 @@ impl Naming {
         Self { texts, minor, known, names, ids }
     }
 
-    pub fn name(&self, id: NameId) -> Option<&Name> {
+    pub fn name(&self, id: NameId) -> Option<&Arc<Name>> {
         self.names.get(id as usize)
+    }
+
+    /// Of each name its place among all, by function and line: to compare names is dear, their
+    /// places are compared instead.
+    pub fn ranks(&self) -> Vec<u32> {
+        let key = |id: usize| (self.names[id].function.as_str(), self.names[id].line);
+        let mut order: Vec<usize> = (0..self.names.len()).collect();
+        order.sort_unstable_by(|a, b| key(*a).cmp(&key(*b)));
+        let mut ranks = vec![0; order.len()];
+        let mut rank = 0;
+        for (at, id) in order.iter().enumerate() {
+            if at > 0 && key(order[at - 1]) != key(*id) {
+                rank += 1;
+            }
+            ranks[*id] = rank;
+        }
+        ranks
     }
 
     /// Leaf first. Equal stacks have equal names.
@@ -90,7 +107,8 @@ impl Naming {
         }
         // As many as program counters, which are bounded far below.
         let id = NameId::try_from(self.names.len()).unwrap_or(NameId::MAX);
-        self.names.push(name.clone());
+        let name = Arc::new(name);
+        self.names.push(Arc::clone(&name));
         self.ids.insert(name, id);
         id
     }

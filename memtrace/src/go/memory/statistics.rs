@@ -24,6 +24,9 @@ const MAX_ARENAS: u64 = 1 << 16;
 /// More than any process can map.
 const ADDRESS_SPACE: u64 = 1 << 47;
 
+/// 10 November 2009, in Unix nanoseconds.
+const GOS_BIRTHDAY_NS: u64 = 1_257_811_200_000_000_000;
+
 /// How often a reading is repeated while the runtime's counters move.
 pub const ATTEMPTS: u32 = 40;
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
@@ -257,9 +260,7 @@ impl Counters {
         {
             return Err(StatisticsError::Nonsense("more is allocated than is in use"));
         }
-        if self.gc_percent < -1 || self.memory_limit > i64::MAX.cast_unsigned() {
-            return Err(StatisticsError::Nonsense("GOGC or GOMEMLIMIT is negative"));
-        }
+        self.check_pace()?;
         if self.span_alloc_in_use > self.mspan_sys || self.cache_alloc_in_use > self.mcache_sys {
             return Err(StatisticsError::Nonsense("a table holds more than it has"));
         }
@@ -292,6 +293,55 @@ impl Counters {
             Some((law, left, right)) => Err(StatisticsError::Contradiction { law, left, right }),
             None => Ok(()),
         }
+    }
+
+    /// What the pacer and the collector leave behind them: no cross-check of the runtime's, but what
+    /// follows from how it computes it (`gcControllerState.commit`, `gcMarkTermination`).
+    fn check_pace(&self) -> Result<(), StatisticsError> {
+        let nonsense = |what| Err(StatisticsError::Nonsense(what));
+        if self.gc_percent < -1 || self.memory_limit > i64::MAX.cast_unsigned() {
+            return nonsense("GOGC or GOMEMLIMIT is negative");
+        }
+        if self.numforcedgc > self.numgc {
+            return nonsense("more collections were forced than made");
+        }
+        // Go is younger, and no other counter of nanoseconds is as large.
+        let is_time = (GOS_BIRTHDAY_NS..i64::MAX.cast_unsigned()).contains(&self.last_gc_unix);
+        if (self.numgc == 0 && self.last_gc_unix != 0) || (self.numgc > 0 && !is_time) {
+            return nonsense("the time of the last collection does not fit their number");
+        }
+        if self.sweep_dist_min_trigger >= ADDRESS_SPACE
+            || (self.triggered >= ADDRESS_SPACE && self.triggered != u64::MAX)
+            // What is marked stays in use until the next collection; some of it was counted twice.
+            || (self.numgc > 0 && self.heap_marked / 2 > self.heap_in_use)
+        {
+            return nonsense("the collector's marks are larger than the heap");
+        }
+        match u64::try_from(self.gc_percent) {
+            Err(_) if self.gc_percent_heap_goal != u64::MAX => {
+                nonsense("there is a goal for the heap although GOGC is off")
+            }
+            Ok(percent) if !self.fits(self.gc_percent_heap_goal, percent) => {
+                nonsense("the goal for the heap does not follow from GOGC and what is marked")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The goal is what is marked, and GOGC's share of that, of the stacks then (below `Sys`, which
+    /// never shrinks) and of the globals; 4 MiB times GOGC at least.
+    fn fits(&self, goal: u64, percent: u64) -> bool {
+        /// Globals that the collector scans, at most.
+        const GLOBALS: u64 = 1 << 30;
+        const LEAST: u64 = 4 << 20;
+        let with_share = |scanned: u64| {
+            let share = u128::from(scanned) * u128::from(percent) / 100;
+            u128::from(self.heap_marked) + share
+        };
+        let least = u128::from(LEAST) * u128::from(percent) / 100;
+        let scanned = self.heap_marked.saturating_add(self.sys()).saturating_add(GLOBALS);
+        let most = with_share(scanned).max(least);
+        (with_share(self.heap_marked).max(least)..=most).contains(&u128::from(goal))
     }
 
     /// `gcControllerState.heapGoalInternal`

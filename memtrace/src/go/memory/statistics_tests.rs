@@ -165,6 +165,58 @@ fn every_single_wrong_counter_is_noticed() {
     }
 }
 
+/// Of the pacer and the collector nothing is cross-checked by the runtime; a field that moved shows
+/// its neighbour, which is told by what it can be.
+#[test]
+fn a_pace_or_a_count_from_another_place_is_noticed() {
+    for layout in LAYOUTS {
+        let (s, c) = (&layout.statistics, &layout.controller);
+        let statistics = |offset: usize| AT.statistics + offset as u64;
+        let controller = |offset: usize| AT.controller + offset as u64;
+        let wrong = [
+            // A duration, a size and a pointer in the place of a time.
+            (statistics(s.last_gc_unix), 83_000_000),
+            (statistics(s.last_gc_unix), 0),
+            (statistics(s.last_gc_unix), 0xc000_0012_3000),
+            (statistics(s.numgc), 42 | 43 << 32),
+            (statistics(s.numgc), 0),
+            (controller(c.memory_limit), u64::MAX),
+            (controller(c.gc_percent_heap_goal), 0),
+            (controller(c.gc_percent_heap_goal), 60 << 20),
+            (controller(c.gc_percent_heap_goal), 1 << 40),
+            (controller(c.gc_percent_heap_goal), u64::MAX),
+            (controller(c.triggered), 1 << 50),
+            (controller(c.sweep_dist_min_trigger), u64::MAX),
+            (controller(c.heap_marked), 161 << 20),
+            // GOGC 300, 0 and off do not make that goal.
+            (controller(c.gc_percent), 300),
+            (controller(c.gc_percent), u64::from(u32::MAX)),
+            (controller(c.gc_percent), u64::from(u32::MAX - 1)),
+        ];
+        for (place, value) in wrong {
+            let mut image = runtime(layout);
+            image.put(place, value);
+            let error = read_of(&image, layout).expect_err(&format!("{place:#x} = {value:#x}"));
+            assert!(matches!(error, StatisticsError::Nonsense(_)), "{error}");
+        }
+    }
+}
+
+#[test]
+fn before_the_first_collection_and_without_gogc_the_figures_hold() {
+    let layout = &LAYOUTS[0];
+    let (s, c) = (&layout.statistics, &layout.controller);
+    let mut image = runtime(layout);
+    image.put(AT.statistics + s.last_gc_unix as u64, 0);
+    image.put(AT.statistics + s.numgc as u64, 0);
+    assert_eq!(read_of(&image, layout).unwrap().figures.last_gc_unix_ns, Some(0));
+    let mut image = runtime(layout);
+    image.put_half(AT.controller + c.gc_percent as u64, u32::MAX);
+    image.put(AT.controller + c.gc_percent_heap_goal as u64, u64::MAX);
+    let figures = read_of(&image, layout).unwrap().figures;
+    assert_eq!((figures.gogc_percent, figures.next_gc > 1 << 60), (Some(-1), true));
+}
+
 #[test]
 fn a_layout_that_is_off_by_one_word_gives_a_reason() {
     let right = &LAYOUTS[0];
@@ -183,6 +235,10 @@ fn a_layout_that_is_off_by_one_word_gives_a_reason() {
     wrong(&|layout| layout.heap.pages_in_use += 8);
     wrong(&|layout| layout.heap.arenas += 8);
     wrong(&|layout| layout.heap.cache_alloc_stat += 8);
+    wrong(&|layout| layout.statistics.last_gc_unix += 8);
+    wrong(&|layout| layout.statistics.numgc += 8);
+    wrong(&|layout| layout.controller.gc_percent_heap_goal += 8);
+    wrong(&|layout| layout.controller.gc_percent += 4);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! held instant by instant, as changes.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -142,7 +143,7 @@ impl Builder {
     }
 
     /// The leaf of a stack of Go's heap profile: one, whenever it stands in it.
-    fn go(&mut self, frames: &[Name]) -> usize {
+    fn go(&mut self, frames: &[Arc<Name>]) -> usize {
         // Go's own root keeps its calls apart from the native ones that read the same.
         let root = self.row("Go heap", None, None, None, Kind::Note);
         let mut node = self.node(-1, root);

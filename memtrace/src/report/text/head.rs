@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::Page;
 use super::layout::keep_start;
 use crate::outstanding::frames::base_name;
+use crate::plan::system_calls::KERNEL;
 use crate::report::numbers::{bytes, count, duration, grouped, instant};
 use crate::sanitize::visible;
 
@@ -97,6 +98,9 @@ impl Page<'_> {
         let objects: Vec<String> = by_object
             .iter()
             .map(|((object, allocator), probes)| {
+                if *object == KERNEL {
+                    return format!("{} system calls that map memory", grouped(*probes));
+                }
                 let (object, allocator) = (visible(base_name(object)), visible(allocator));
                 format!("{} functions of {allocator} in {object}", grouped(*probes))
             })

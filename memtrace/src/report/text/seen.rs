@@ -104,7 +104,7 @@ impl Page<'_> {
                 format!("{} in BPF programs ({} each)", duration(ns), duration(ns / own.probe_hits))
             }
             Some(ns) => format!("{} in BPF programs", duration(ns)),
-            None => "time in BPF programs unknown (kernel.bpf_stats_enabled is 0)".to_owned(),
+            None => "time in BPF programs not counted (kernel.bpf_stats_enabled is 0)".to_owned(),
         };
         let text = format!(
             "{}, {bpf}; {} of kernel memory; memtrace itself {} of memory and {} of CPU time; \

@@ -8,7 +8,7 @@ use crate::outstanding::books::{GrowthBase, RangeLine, StackLine};
 use crate::outstanding::frames::{Frame, FrameKind, base_name};
 use crate::report::numbers::{ages, bytes, count, duration, grouped, rate};
 use crate::sanitize::visible;
-use crate::snapshot::{GoBooks, GoProfile, RangeOwner};
+use crate::snapshot::{GoBooks, GoMemory, GoProfile, RangeOwner};
 
 /// Stacks below 0.05 % would read 0.0 %: they are summed up.
 const SMALLEST_SHARE: f64 = 0.0005;
@@ -281,6 +281,9 @@ impl Page<'_> {
                 bytes(memory.heap_alloc)
             );
             self.paragraph(2, &text);
+            if let Some(text) = pace(memory) {
+                self.paragraph(2, &text);
+            }
         }
         for why in &go.tried {
             self.paragraph(2, &format!("Not read elsewhere: {}.", visible(why)));
@@ -327,6 +330,23 @@ impl Page<'_> {
             }
         }
     }
+}
+
+/// When the collector starts next, and who says so.
+fn pace(memory: &GoMemory) -> Option<String> {
+    let gogc = match memory.gogc_percent? {
+        -1 => "off".to_owned(),
+        percent => percent.to_string(),
+    };
+    let limit = match memory.memory_limit? {
+        none if none >= i64::MAX.cast_unsigned() => "none".to_owned(),
+        limit => bytes(limit),
+    };
+    let next = match memory.next_gc {
+        never if never >= 1 << 60 => "No collection starts by itself".to_owned(),
+        at => format!("The next collection is to end before the heap holds {} (NextGC)", bytes(at)),
+    };
+    Some(format!("{next}; GOGC {gogc}, GOMEMLIMIT {limit}."))
 }
 
 /// `file:line`, with the module behind it where there is room; else the module.

@@ -19,6 +19,8 @@ pub struct GoFacts {
     pub version: Option<String>,
     /// Go's machine code, virtual addresses `[start, end)`; `None`: it cannot be told from C code.
     pub text: Option<(u64, u64)>,
+    /// It has a function that maps memory by a system call of its own, apart from the runtime's.
+    pub maps_memory: bool,
 }
 
 /// Symbols that bound Go's text.
@@ -52,7 +54,29 @@ impl<'a> Object<'a, '_> {
                 };
                 facts.loads.iter().any(inside)
             });
-        Some(GoFacts { version: info.and_then(|info| self.version(info, &facts.loads)), text })
+        let version = info.and_then(|info| self.version(info, &facts.loads));
+        Some(GoFacts { version, text, maps_memory: self.maps_memory(&facts.loads) })
+    }
+
+    /// By the names of its functions, which also stripped files keep: the linker leaves out those
+    /// that nothing calls.
+    fn maps_memory(&self, loads: &[Load]) -> bool {
+        const MAPPERS: [&[u8]; 3] = [
+            b"\0syscall.mmap\0",
+            b"\0golang.org/x/sys/unix.mmap\0",
+            b"\0internal/syscall/unix.Mmap\0",
+        ];
+        let holds =
+            |bytes: &[u8]| MAPPERS.iter().any(|name| memchr::memmem::find(bytes, name).is_some());
+        match self.bytes_of(b".gopclntab").or_else(|| self.bytes_of(b".data.rel.ro.gopclntab")) {
+            Some(table) => holds(table),
+            // It lies somewhere in the data.
+            None => loads
+                .iter()
+                .filter(|load| !load.executable)
+                .filter_map(|load| self.read(load.file_offset, load.file_size))
+                .any(holds),
+        }
     }
 
     /// The build info with its header, from its section or from the start of the data.
