@@ -120,6 +120,7 @@ impl Kernel {
             config: raw_map(&ebpf, "CONFIG")?,
             config_row,
             processes: raw_map(&ebpf, "PROCESSES")?,
+            set_before: Default::default(),
             blocks: raw_map(&ebpf, "BLOCKS")?,
             stacks: raw_map(&ebpf, "STACKS")?,
             totals: raw_map(&ebpf, "TOTALS")?,

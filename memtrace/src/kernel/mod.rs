@@ -91,6 +91,8 @@ pub struct Kernel {
     config: RawMap<u32, ConfigRow>,
     config_row: ConfigRow,
     processes: RawMap<u32, ProcessRow>,
+    /// Processes that were handed over; those without a row now were taken out by `exec`.
+    set_before: HashSet<u32>,
     blocks: RawMap<BlockKey, BlockRow>,
     stacks: RawMap<u64, StackRow>,
     totals: RawMap<TotalsKey, TotalsRow>,

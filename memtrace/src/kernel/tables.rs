@@ -87,6 +87,10 @@ impl Kernel {
 
     /// Sets the executable mappings of a process, sorted by start and disjoint, and traces the
     /// process from now on. Walks see the old mappings or the new ones, never both.
+    ///
+    /// A process that `exec` has taken out meanwhile stays out, as its notice will tell: these are
+    /// mappings of the image that it was, or of one that has no probes. After
+    /// [`Kernel::remove_process`] it may be set anew.
     pub fn set_process(
         &mut self,
         tgid: u32,
@@ -119,13 +123,17 @@ impl Kernel {
             mappings: [UnwindMapping::default(); MAX_MAPPINGS],
         };
         row.mappings[..mappings.len()].copy_from_slice(mappings);
-        self.processes
-            .insert(&tgid, &row)
-            .map_err(|source| KernelError::map("fill", "PROCESSES", source))
+        let set = match self.set_before.contains(&tgid) {
+            true => self.processes.replace(&tgid, &row).map(drop),
+            false => self.processes.insert(&tgid, &row),
+        };
+        self.set_before.insert(tgid);
+        set.map_err(|source| KernelError::map("fill", "PROCESSES", source))
     }
 
     /// The process is traced no more: its probe hits count as foreign. Its books stay.
     pub fn remove_process(&mut self, tgid: u32) -> Result<(), KernelError> {
+        self.set_before.remove(&tgid);
         match self.processes.remove(&tgid) {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
                 Err(KernelError::map("remove from", "PROCESSES", error))
