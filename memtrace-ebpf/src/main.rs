@@ -9,6 +9,7 @@
 //! | mmap family return | `range_return` | sends the event |
 //! | thread exit, exec | `thread_exit`, `exec` | clears what is in flight, tells the user side |
 //! | the entries, without `bpf_loop` | `call_entry_chained`, `range_entry_chained`, `walk_frames`, `after_call_walk`, `after_range_walk` | the same, by tail calls |
+//! | the loader's list of libraries changes | `link_map_changed` | distrusts what may be gone, tells the user side |
 //! | allocator entry, in the benchmark | `stack_only` | takes the stack, and forgets it |
 //! | allocator entry, of a self-check only | `selftest_entry` | sends the stack and its memory |
 //!
@@ -21,6 +22,7 @@
 
 mod calls;
 mod chained;
+mod changes;
 mod count;
 mod hook;
 mod maps;
@@ -89,6 +91,12 @@ pub fn after_call_walk(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn after_range_walk(ctx: ProbeContext) -> u32 {
     chained::after_range_walk(&ctx);
+    0
+}
+
+#[uprobe]
+pub fn link_map_changed(ctx: ProbeContext) -> u32 {
+    changes::link_map(&ctx);
     0
 }
 

@@ -121,6 +121,8 @@ impl Kernel {
             config_row,
             processes: raw_map(&ebpf, "PROCESSES")?,
             set_before: Default::default(),
+            changes: raw_map(&ebpf, "CHANGES")?,
+            followed: Default::default(),
             blocks: raw_map(&ebpf, "BLOCKS")?,
             stacks: raw_map(&ebpf, "STACKS")?,
             totals: raw_map(&ebpf, "TOTALS")?,

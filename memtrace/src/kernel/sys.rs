@@ -11,7 +11,8 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use memtrace_common::rows::{
-    BlockKey, BlockRow, ConfigRow, NoticedKey, ProcessRow, StackRow, TotalsKey, TotalsRow,
+    BlockKey, BlockRow, ChangesRow, ConfigRow, NoticedKey, ProcessRow, StackRow, TotalsKey,
+    TotalsRow,
 };
 
 /// `enum bpf_cmd`, include/uapi/linux/bpf.h.
@@ -39,7 +40,8 @@ macro_rules! plain {
     };
 }
 plain!(
-    u32, u64, BlockKey, BlockRow, ConfigRow, NoticedKey, ProcessRow, StackRow, TotalsKey, TotalsRow
+    u32, u64, BlockKey, BlockRow, ChangesRow, ConfigRow, NoticedKey, ProcessRow, StackRow,
+    TotalsKey, TotalsRow
 );
 
 /// `bpf(2)`. Returns what the system call returned.

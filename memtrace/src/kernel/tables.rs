@@ -117,9 +117,14 @@ impl Kernel {
             }
         }
         self.generation = self.generation.wrapping_add(1).max(1);
+        let (slot, changes, beyond) = self.changes_to_set(tgid)?;
         let mut row = ProcessRow {
             generation: self.generation,
             count: mappings.len() as u32,
+            slot,
+            zero: 0,
+            changes,
+            beyond,
             mappings: [UnwindMapping::default(); MAX_MAPPINGS],
         };
         row.mappings[..mappings.len()].copy_from_slice(mappings);
@@ -134,6 +139,7 @@ impl Kernel {
     /// The process is traced no more: its probe hits count as foreign. Its books stay.
     pub fn remove_process(&mut self, tgid: u32) -> Result<(), KernelError> {
         self.set_before.remove(&tgid);
+        self.followed.remove(&tgid);
         match self.processes.remove(&tgid) {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
                 Err(KernelError::map("remove from", "PROCESSES", error))
@@ -182,7 +188,8 @@ mod tests {
     use super::*;
 
     fn mapping(start: u64, end: u64, first_row: u32, row_count: u32) -> UnwindMapping {
-        UnwindMapping { start, end, bias: start, first_row, row_count }
+        let bias = start;
+        UnwindMapping { start, end, bias, first_row, row_count, ..UnwindMapping::default() }
     }
 
     #[test]
