@@ -83,6 +83,8 @@ impl AddressSpace {
         let (lines, _) = read_maps(process)?;
         self.heap_end = lines.iter().find(|line| line.path == b"[heap]").map(|line| line.end);
         let code = lines.iter().filter(|line| line.executable && line.inode == 0);
+        let files = self.mappings.files.iter().flat_map(|file| &file.mappings);
+        let mut mapped: Vec<_> = files.map(|mapping| mapping.start..mapping.end).collect();
         self.anonymous_code.clear();
         for line in code {
             let (start, end) = (line.start, line.end);
@@ -92,10 +94,12 @@ impl AddressSpace {
                 self.anonymous_code.push((start, end));
                 GENERATED_CODE.to_owned()
             };
+            mapped.push(start..end);
             if name != "[vdso]" {
                 self.symbolizer.add_region(NamedRegion { start, end, name });
             }
         }
+        self.symbolizer.keep_only(&mapped);
         Ok(new)
     }
 

@@ -229,6 +229,34 @@ impl Symbolizer {
         self.looks.add();
     }
 
+    /// Of all that was added, this is what the last look found; the rest has gone, and keeps its names.
+    pub fn keep_only(&mut self, mapped: &[Range<u64>]) {
+        let look = self.looks.next().saturating_sub(1);
+        let is_there = |start: u64, held: &Held| {
+            mapped.iter().any(|range| range.start <= start && held.end <= range.end)
+        };
+        let gone: Vec<u64> = self
+            .places
+            .iter()
+            .filter(|(start, held)| !is_there(**start, held))
+            .map(|(start, _)| *start)
+            .collect();
+        for start in gone {
+            if let Some(held) = self.places.remove(&start) {
+                self.let_go(start, Held { until_look: look, ..held });
+            }
+        }
+    }
+
+    fn let_go(&mut self, start: u64, gone: Held) {
+        let key = |start: u64, held: &Held| (start, held.end, held.owner);
+        self.former.retain(|(other, older)| key(*other, older) != key(start, &gone));
+        self.former.push((start, gone));
+        if self.former.len() > MAX_FORMER {
+            self.former.drain(..MAX_FORMER / 2);
+        }
+    }
+
     /// No change was counted from before the last look until after it: whatever was called while the
     /// count was `changes` is what it found.
     pub fn settle(&mut self, changes: u16) {
@@ -304,15 +332,9 @@ impl Symbolizer {
                 if other.owner != owner {
                     let end = other.end.min(end);
                     let until_look = self.looks.next().saturating_sub(1);
-                    let gone = (covered_start.max(start), Held { end, until_look, ..other });
-                    let key = |(start, held): &(u64, Held)| (*start, held.end, held.owner);
-                    self.former.retain(|older| key(older) != key(&gone));
-                    self.former.push(gone);
+                    self.let_go(covered_start.max(start), Held { end, until_look, ..other });
                 }
             }
-        }
-        if self.former.len() > MAX_FORMER {
-            self.former.drain(..MAX_FORMER / 2);
         }
         if start < end {
             let from_look = self.looks.next().saturating_sub(1);

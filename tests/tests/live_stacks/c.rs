@@ -221,8 +221,7 @@ fn musl_stacks_are_whole_above_the_allocator() -> Result<()> {
 /// Without names there are no lists of names: the stacks are as long, and whole.
 #[test]
 fn stacks_of_a_stripped_static_musl_program_are_whole_in_threads_as_well() -> Result<()> {
-    let program = build::program("musl-gcc", "levels-musl-static", LEVELS_MAIN, &["-static"])?;
-    let program = build::stripped("levels-musl-static-stripped", &program)?;
+    let program = build::static_musl_stripped()?;
     let traced = trace(&program, NO_ARGUMENTS, &[])?;
     let frames = |size| -> Result<usize> {
         let stack = traced.leak(size)?;

@@ -21,16 +21,14 @@ const LEVELS: [&str; 5] = ["malloc", "level_d", "level_c", "level_b", "leak_a"];
 fn stacks_of_a_dynamic_musl_program_in_a_container_are_whole_above_the_allocator() -> Result<()> {
     let program = build::program("musl-gcc", "levels-musl", LEVELS_MAIN, &[])?;
     let [main, thread] = in_container("musl-dynamic", &program)?;
-    let list = |parts: &[&[&str]]| parts.concat();
-    ensure!(names(&main)[..7] == list(&[&LEVELS, &["from_main", "main"]]), "{main}");
-    ensure!(names(&thread)[..6] == list(&[&LEVELS, &["thread_body"]]), "{thread}");
+    ensure!(names(&main)[..7] == [&LEVELS[..], &["from_main", "main"]].concat(), "{main}");
+    ensure!(names(&thread)[..6] == [&LEVELS[..], &["thread_body"]].concat(), "{thread}");
     Ok(())
 }
 
 #[test]
 fn stacks_of_a_stripped_static_musl_program_in_a_container_are_whole() -> Result<()> {
-    let program = build::program("musl-gcc", "levels-musl-static", LEVELS_MAIN, &["-static"])?;
-    let program = build::stripped("levels-musl-static-stripped", &program)?;
+    let program = build::static_musl_stripped()?;
     in_container("musl-static", &program).map(drop)
 }
 
