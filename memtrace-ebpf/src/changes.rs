@@ -30,9 +30,8 @@ pub fn link_map(ctx: &ProbeContext) {
     let Some(changes) = changes_of(process) else { return };
     let mut state = u32::MAX;
     // SAFETY: the helper checks the user address; the destination is four bytes of our stack.
-    let status = unsafe {
-        bpf_probe_read_user((&raw mut state).cast(), 4, hook.cookie.0 as *const _)
-    };
+    let status =
+        unsafe { bpf_probe_read_user((&raw mut state).cast(), 4, hook.cookie.0 as *const _) };
     if status != 0 {
         state = u32::MAX;
     }

@@ -112,8 +112,7 @@ impl Found {
 }
 
 /// A mapping without a row at an address.
-const NO_ROW: u64 =
-    UnwindRow { pc: 0, kind: CfaKind::None, offset_by_8: 0, rbp: 0 }.pack();
+const NO_ROW: u64 = UnwindRow { pc: 0, kind: CfaKind::None, offset_by_8: 0, rbp: 0 }.pack();
 
 /// The unwind row of a pc of a walk; one of [`CfaKind::None`] where its mapping has none there.
 #[inline(always)]
