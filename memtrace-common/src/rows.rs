@@ -83,10 +83,12 @@ pub struct StackRow {
     pub check: u64,
     pub tgid: u32,
     /// How many of `frames` are valid; what lies behind is left over from other stacks.
-    pub count: u16,
+    pub count: u8,
     /// [`crate::unwind::WalkEnd`]
     pub end: u8,
-    pub zero: u8,
+    /// The lower half of [`ChangesRow::count`] at the walk.
+    pub changes: u16,
+    /// Addresses with their owners: [`crate::unwind::owned`].
     pub frames: [u64; MAX_FRAMES],
 }
 
@@ -142,8 +144,16 @@ pub struct WalkRow {
     pub interrupted: u32,
     /// Without `bpf_loop`: the program that follows the walk.
     pub afterwards: u32,
-    pub zero: u32,
+    /// [`TRUST_ALL`] or less
+    pub distrust: u32,
 }
+
+/// All rows of the process are right.
+pub const TRUST_ALL: u32 = 0;
+/// Those of mappings that may go are not: one may have gone.
+pub const TRUST_WHAT_STAYS: u32 = 1;
+/// A mapping went that was to stay.
+pub const TRUST_NONE: u32 = 2;
 
 /// Places in `CHAIN`.
 pub const WALK_FRAMES: u32 = 0;
@@ -175,16 +185,64 @@ pub struct ProcessRow {
     /// Of this version of the mappings, in no other row and never 0.
     pub generation: u32,
     pub count: u32,
+    /// Place in `CHANGES`.
+    pub slot: u32,
+    pub zero: u32,
+    /// [`ChangesRow::count`] and [`ChangesRow::beyond`] before the mappings were read.
+    pub changes: u64,
+    pub beyond: u64,
     /// Sorted by start, disjoint; `count` of them.
     pub mappings: [UnwindMapping; MAX_MAPPINGS],
 }
 
+/// Most traced processes.
+pub const MAX_PROCESSES: usize = 256;
+
+/// What has happened to the mappings of a process, so that no walk uses rows of what is gone.
+/// `CHANGES`, by [`ProcessRow::slot`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ChangesRow {
+    /// Only grows. Odd: the loader is unloading.
+    pub count: u64,
+    /// Only grows: changes of mappings that were to stay.
+    pub beyond: u64,
+    /// The loader's `r_state` when it last told of a change.
+    pub state: u32,
+    pub zero: u32,
+}
+
+/// Values of `r_state` in `<link.h>`.
+pub const LOADER_CONSISTENT: u32 = 0;
+pub const LOADER_ADDS: u32 = 1;
+pub const LOADER_DELETES: u32 = 2;
+
+impl ChangesRow {
+    /// The loader tells of a change, in the state `r_state` (`None`: not readable): what
+    /// [`Self::count`] grows by.
+    ///
+    /// It tells before and after it unloads, in one state each; where it does not say which (the
+    /// libraries of another namespace; musl) each time counts. What it loads replaces nothing.
+    #[inline(always)]
+    pub const fn by(&self, r_state: u32) -> u64 {
+        let is_unloading = self.count % 2 == 1;
+        match r_state {
+            LOADER_ADDS => 0,
+            LOADER_DELETES => !is_unloading as u64,
+            LOADER_CONSISTENT if is_unloading => 1,
+            LOADER_CONSISTENT if self.state == LOADER_ADDS => 0,
+            _ => 2,
+        }
+    }
+}
+
 /// An unwind row found before: `pc ^ scrambled(data)`, so that a torn pair is no hit.
+///
+/// The data of a row: `generation:24 << 40 | owner:8 << 32 | the upper half of the unwind row`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct CachedRow {
     pub key: u64,
-    /// `generation << 32 | the upper half of the unwind row`
     pub data: u64,
 }
 
@@ -233,6 +291,9 @@ pub const NOTICE_EXIT: u32 = 2;
 /// A walk met a pc outside the known mappings; once per page and mapping version.
 pub const NOTICE_UNKNOWN_MAPPING: u32 = 3;
 
+/// Mappings may have gone: until they are read again, walks do not trust the rows of what may go.
+pub const NOTICE_MAPPINGS_CHANGED: u32 = 4;
+
 /// Something that the user side must act on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -267,7 +328,9 @@ const _: () = {
     assert!(size_of::<RangeSlot>() == 24 + 16 + 48);
     assert!(size_of::<ThreadRow>() == 96 + 88 + 96 + 16 + 8 * (MAX_FRAMES + WINDOW_WORDS));
     assert!(size_of::<WalkRow>() == 96);
-    assert!(size_of::<ProcessRow>() == 8 + 32 * MAX_MAPPINGS);
+    assert!(size_of::<ProcessRow>() == 32 + 40 * MAX_MAPPINGS);
+    assert!(size_of::<ChangesRow>() == 24);
+    assert!(MAX_FRAMES <= u8::MAX as usize);
     assert!(size_of::<CountersRow>() == 8 * (Loss::COUNT + Tally::COUNT + MAX_PROBES));
     assert!(size_of::<RangeRecord>() == 24 + 24 + 48 + 8);
     assert!(size_of::<NoticeRecord>() == 32);

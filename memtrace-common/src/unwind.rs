@@ -16,7 +16,8 @@ pub enum CfaKind {
     DerefRbp = 2,
     /// A 16-byte PLT stub: `CFA = RSP + 8 + (pc & 15 >= 11) · 8`
     Plt = 3,
-    /// A frame-pointer step: `CFA = RBP + 16`, caller's RBP at `CFA - 16` (Go text, JIT)
+    /// A frame-pointer step: `CFA = RBP + 16`, caller's RBP at `CFA - 16` (Go text; generated code
+    /// as a guess, see [`GUESSED`])
     FramePointer = 4,
     /// The end of the stack: `_start`, `clone`, `runtime.goexit`, `runtime.mstart` …
     End = 5,
@@ -60,6 +61,9 @@ pub struct UnwindRow {
 /// With the two words saved at `RSP + 8 · (offset − BY_STACK_DEPTH)`, `depth` and `g`: the frame
 /// pointer is `*(g + 8) − depth`, and `depth` itself where `g` is 0 (on a system stack).
 pub const BY_STACK_DEPTH: i16 = 1;
+/// The RBP slot of a [`CfaKind::FramePointer`] row whose code need not keep frame pointers: a frame
+/// pointer of 0 is then no end of the stack, and the step may not change to another stack.
+pub const GUESSED: i16 = 1;
 /// Offset of `stack.hi` in the runtime's `g`, of every version.
 pub const G_STACK_HI: u64 = 8;
 /// The caller's RBP is saved where RBP points (DRAP frames).
@@ -106,6 +110,8 @@ pub enum WalkEnd {
     StoreFull = 6,
     /// Another stack has the same hash.
     HashCollision = 7,
+    /// The next frame's code stands where code may have been replaced since the tables were read.
+    MappingsChanged = 8,
 }
 
 impl WalkEnd {
@@ -118,6 +124,7 @@ impl WalkEnd {
             5 => Self::NoProgress,
             6 => Self::StoreFull,
             7 => Self::HashCollision,
+            8 => Self::MappingsChanged,
             _ => Self::UnknownMapping,
         }
     }
@@ -148,12 +155,53 @@ pub struct UnwindMapping {
     pub bias: u64,
     pub first_row: u32,
     pub row_count: u32,
+    /// How many others stood at these addresses before, at most [`OWNER_OF_MANY`].
+    pub owner: u8,
+    /// 1: may be unloaded, or otherwise go, while the process runs; 0: nobody expects that.
+    pub may_go: u8,
+    pub zero: [u8; 6],
 }
-const _: () = assert!(core::mem::size_of::<UnwindMapping>() == 32);
+const _: () = assert!(core::mem::size_of::<UnwindMapping>() == 40);
+
+/// A frame is an address with its owner above it: which of those that stood there one after the
+/// other. User addresses are below, with five levels of page tables, too.
+pub const OWNER_SHIFT: u32 = 57;
+/// That many, or more: no longer told apart.
+pub const OWNER_OF_MANY: u8 = 126;
+/// The address lay in no mapping that the walk knew.
+pub const OWNER_UNKNOWN: u8 = 127;
+
+/// A frame, of an address and its owner.
+#[inline(always)]
+pub const fn owned(address: u64, owner: u8) -> u64 {
+    plain(address) | (owner as u64) << OWNER_SHIFT
+}
+
+/// The address of a frame, without its owner.
+#[inline(always)]
+pub const fn plain(frame: u64) -> u64 {
+    frame & ((1 << OWNER_SHIFT) - 1)
+}
+
+/// The owner of a frame's address.
+pub const fn owner_of(frame: u64) -> u8 {
+    (frame >> OWNER_SHIFT) as u8
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_frame_is_an_address_and_its_owner() {
+        let address = (1 << 56) - 1;
+        for owner in [0, 1, OWNER_OF_MANY, OWNER_UNKNOWN] {
+            let frame = owned(address, owner);
+            assert_eq!((plain(frame), owner_of(frame)), (address, owner));
+        }
+        assert_eq!(owned(address, 0), address, "what nobody stood before is its address");
+        assert_eq!(owner_of(owned(u64::MAX, 3)), 3, "an address of no user has no owner in it");
+    }
 
     #[test]
     fn a_row_survives_packing() {

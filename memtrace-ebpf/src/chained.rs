@@ -16,7 +16,7 @@ use crate::calls;
 use crate::hook::Hook;
 use crate::maps::CHAIN;
 use crate::ranges;
-use crate::unwind;
+use crate::unwind::{self, Bounded};
 
 /// An allocator is entered.
 #[inline(always)]
@@ -28,7 +28,7 @@ pub fn enter_call(ctx: &ProbeContext) {
 /// A range function is entered.
 #[inline(always)]
 pub fn enter_range(ctx: &ProbeContext) {
-    let Some((hook, process, thread)) = ranges::begin(ctx) else { return };
+    let Some((hook, process, thread)) = ranges::begin::<Bounded>(ctx) else { return };
     if calls::is_outermost(&hook, thread) {
         start(ctx, &hook, process, thread, AFTER_RANGE_WALK);
     } else {

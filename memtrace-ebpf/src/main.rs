@@ -10,6 +10,7 @@
 //! | system call in and out, where libc is not asked | `syscall_enter`, `syscall_exit` | the two of the mmap family |
 //! | thread exit, exec | `thread_exit`, `exec` | clears what is in flight, tells the user side |
 //! | the entries, without `bpf_loop` | `call_entry_chained`, `range_entry_chained`, `walk_frames`, `after_call_walk`, `after_range_walk` | the same, by tail calls |
+//! | the loader's list of libraries changes | `link_map_changed` | distrusts what may be gone, tells the user side |
 //! | allocator entry, in the benchmark | `stack_only` | takes the stack, and forgets it |
 //! | allocator entry, of a self-check only | `selftest_entry` | sends the stack and its memory |
 //!
@@ -22,6 +23,7 @@
 
 mod calls;
 mod chained;
+mod changes;
 mod count;
 mod hook;
 mod maps;
@@ -91,6 +93,12 @@ pub fn after_call_walk(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn after_range_walk(ctx: ProbeContext) -> u32 {
     chained::after_range_walk(&ctx);
+    0
+}
+
+#[uprobe]
+pub fn link_map_changed(ctx: ProbeContext) -> u32 {
+    changes::link_map(&ctx);
     0
 }
 

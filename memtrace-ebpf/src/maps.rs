@@ -10,8 +10,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use memtrace_common::rows::{
-    BlockKey, BlockRow, CACHED_ROWS, CHAINED_PROGRAMS, CachedRow, ConfigRow, CountersRow,
-    NoticedKey, ProcessRow, StackRow, ThreadRow, TotalsKey, TotalsRow,
+    BlockKey, BlockRow, CACHED_ROWS, CHAINED_PROGRAMS, CachedRow, ChangesRow, ConfigRow,
+    CountersRow, MAX_PROCESSES, NoticedKey, ProcessRow, StackRow, ThreadRow, TotalsKey, TotalsRow,
 };
 
 /// One row; written by the user side.
@@ -24,7 +24,14 @@ pub static COUNTERS: PerCpuArray<CountersRow> = PerCpuArray::with_max_entries(1,
 
 /// tgid → mappings. Inserted and replaced by the user side, removed at `exec` here.
 #[map]
-pub static PROCESSES: HashMap<u32, ProcessRow> = HashMap::with_max_entries(256, BPF_F_NO_PREALLOC);
+pub static PROCESSES: HashMap<u32, ProcessRow> =
+    HashMap::with_max_entries(MAX_PROCESSES as u32, BPF_F_NO_PREALLOC);
+
+/// What happened to the mappings of a process, by the slot in its row. Added to by `changes`, and
+/// prepared by the user side when a process gets the slot. Not in the row of `PROCESSES`: that is
+/// replaced by one which was made of older facts.
+#[map]
+pub static CHANGES: Array<ChangesRow> = Array::with_max_entries(MAX_PROCESSES as u32, 0);
 
 /// Unwind rows of all objects; appended by the user side. Capacity by the user side.
 #[map]

@@ -1,5 +1,6 @@
 //! The mmap family: ordered events of the calls that succeeded.
 
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use memtrace_common::calls::{self, Frame, Return, Standing};
@@ -9,14 +10,15 @@ use memtrace_common::rows::{
 };
 
 use crate::calls::{is_outermost, keep, keep_stack};
+use crate::changes::range_goes;
 use crate::hook::{Hook, read_word};
 use crate::maps::RING;
-use crate::unwind;
+use crate::unwind::{self, Bounded, Looping, Steps};
 
 /// A range function is entered. Inside an allocator call it takes that call's stack.
 #[inline(always)]
 pub fn enter(ctx: &ProbeContext) {
-    let Some((hook, process, thread)) = begin(ctx) else { return };
+    let Some((hook, process, thread)) = begin::<Looping>(ctx) else { return };
     if is_outermost(&hook, thread) {
         unwind::walk(&hook, process, thread);
         keep_own_stack(&hook, thread);
@@ -26,11 +28,17 @@ pub fn enter(ctx: &ProbeContext) {
 
 /// A range function is entered by an outermost call, whose arguments are in the thread's slot.
 #[inline(always)]
-pub fn begin(ctx: &ProbeContext) -> Option<(Hook, &'static ProcessRow, &'static mut ThreadRow)> {
+pub fn begin<S: Steps>(
+    ctx: &ProbeContext,
+) -> Option<(Hook, &'static ProcessRow, &'static mut ThreadRow)> {
     let hook = Hook::enter(ctx)?;
     let process = hook.process()?;
     hook.counters.hit(hook.cookie.index());
     let thread = hook.thread()?;
+    let args = hook.all_args();
+    if let Some(signature) = hook.cookie.signature() {
+        range_goes::<S>(&hook, process, signature, &args);
+    }
     match calls::standing(&thread.range.frame, hook.sp(), read_word) {
         Standing::Idle => {}
         // sbrk's brk, mmap64's mmap: part of the outer call.
@@ -43,7 +51,7 @@ pub fn begin(ctx: &ProbeContext) -> Option<(Hook, &'static ProcessRow, &'static 
         // SAFETY: the helper has no preconditions.
         entry_ns: unsafe { bpf_ktime_get_ns() },
         stack: 0,
-        args: hook.all_args(),
+        args,
     };
     Some((hook, process, thread))
 }
@@ -92,6 +100,9 @@ pub fn send(hook: &Hook, thread: &mut ThreadRow, result: u64) {
         return;
     }
     hook.counters.tally(Tally::RangeCalls);
+    if let Some(process) = hook.process() {
+        range_goes::<Bounded>(hook, process, signature, &thread.range.args);
+    }
     let (stack, flags) = match thread.range.stack {
         0 => (keep_stack(hook.counters, thread), RANGE_ALLOCATOR_INTERNAL),
         stack => (stack, 0),
@@ -114,5 +125,6 @@ pub fn send(hook: &Hook, thread: &mut ThreadRow, result: u64) {
         args: thread.range.args,
         result,
     });
-    record.submit(0);
+    // Who waits at the ring waits for notices.
+    record.submit(u64::from(BPF_RB_NO_WAKEUP));
 }

@@ -54,7 +54,7 @@ pub fn enter(ctx: &ProbeContext) {
         (*record).pc = (*hook.regs).rip;
         (*record).sp = hook.sp();
         (*record).bp = (*hook.regs).rbp;
-        (*record).count = thread.scratch.count;
+        (*record).count = u16::from(thread.scratch.count);
         (*record).end = thread.scratch.end;
         (*record).zero = [0; 3];
         (*record).switch = thread.walk.switch;

@@ -12,9 +12,10 @@ use memtrace_common::counters::{Loss, Tally};
 use memtrace_common::rows::{ARMED, DRAINING, RangeSlot};
 
 use crate::calls::{is_outermost_at, keep};
+use crate::changes::range_goes;
 use crate::hook::Hook;
 use crate::ranges::send;
-use crate::unwind;
+use crate::unwind::{self, Bounded};
 
 /// What is needed of the tracee's registers: those from RBP to RSP, as `pt_regs` has them.
 #[repr(C)]
@@ -62,13 +63,15 @@ pub fn enter(ctx: &RawTracePointContext) {
         hook.counters.lose(Loss::StaleCallDropped);
     }
     let Registers { r10, r9, r8, dx, si, di, .. } = registers;
+    let args = [di, si, dx, r10, r8, r9];
+    range_goes::<Bounded>(&hook, process, signature, &args);
     thread.range = RangeSlot {
         // Not in progress before its stack is known.
         frame: Frame { sp: 0, return_address: 0, cookie: hook.cookie.0 },
         // SAFETY: the helper has no preconditions.
         entry_ns: unsafe { bpf_ktime_get_ns() },
         stack: 0,
-        args: [di, si, dx, r10, r8, r9],
+        args,
     };
     // Inside an allocator call it takes that call's stack.
     if is_outermost_at(&hook, thread, registers.sp) {

@@ -1,5 +1,6 @@
 //! Threads and programs that end: what was in flight goes with them.
 
+use aya_ebpf::bindings::BPF_RB_FORCE_WAKEUP;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::RawTracePointContext;
@@ -55,7 +56,7 @@ fn forget_thread(counters: Counters, thread_id: u64) {
     let _ = THREADS.remove(thread_id);
 }
 
-/// Sends a notice; a full ring is counted.
+/// Sends a notice, and wakes who waits for one; a full ring is counted.
 #[inline(always)]
 pub fn notify(counters: Counters, notice: u32, thread_id: u64, address: u64) {
     let Some(mut record) = RING.reserve::<NoticeRecord>(0) else {
@@ -71,5 +72,5 @@ pub fn notify(counters: Counters, notice: u32, thread_id: u64, address: u64) {
         time_ns: unsafe { bpf_ktime_get_ns() },
         address,
     });
-    record.submit(0);
+    record.submit(u64::from(BPF_RB_FORCE_WAKEUP));
 }

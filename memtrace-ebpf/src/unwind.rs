@@ -2,7 +2,9 @@
 //!
 //! Frame 0 is the function that was entered: CFA = RSP + 8, RBP unchanged, without a table (libc
 //! variants without unwind information work as well). All others are return addresses, looked up
-//! at `pc − 1`. A walk always ends: after [`MAX_FRAMES`] frames at the latest.
+//! at `pc − 1`. A walk always ends: after [`MAX_FRAMES`] frames at the latest. It ends, too, before a
+//! frame in a mapping that may have been replaced since its rows were read: what stands there now is
+//! not known, and so has no name.
 //!
 //! Its state stands in the thread's row. Where the kernel has `bpf_loop`, [`walk`] goes through all
 //! frames at once; otherwise programs of [`FRAMES_PER_PROGRAM`] frames call one another
@@ -20,10 +22,13 @@ use memtrace_common::rows::{
     FIRST_STACK, NOTICE_UNKNOWN_MAPPING, NoticedKey, ProcessRow, ThreadRow, WINDOW_WORDS, WalkRow,
 };
 use memtrace_common::unwind::{
-    BY_STACK_DEPTH, CfaKind, FRAMES_PER_PROGRAM, G_STACK_HI, MAX_FRAMES, RBP_AT_RBP, WalkEnd,
+    BY_STACK_DEPTH, CfaKind, FRAMES_PER_PROGRAM, G_STACK_HI, GUESSED, MAX_FRAMES, OWNER_UNKNOWN,
+    RBP_AT_RBP, UnwindRow, WalkEnd, owned,
 };
 
-use self::rows::{Bounded, Looping, Steps, find_row};
+use self::rows::find_row;
+pub use self::rows::{Bounded, Looping, Overlap, Steps, overlapped};
+use crate::changes::trust;
 use crate::hook::{Hook, copy, read_pair, read_word};
 use crate::maps::NOTICED;
 use crate::tasks::notify;
@@ -65,6 +70,9 @@ fn all_frames(process: &'static ProcessRow, thread: &mut ThreadRow) {
 /// A walk without a frame yet, from these registers.
 #[inline(always)]
 fn begin(hook: &Hook, process: &ProcessRow, thread: &mut ThreadRow, sp: u64, bp: u64) {
+    // After the row: what is replaced later is noticed at the end.
+    let (distrust, changes) = trust(process);
+    thread.scratch.changes = changes as u16;
     thread.walk = WalkRow {
         pc: 0,
         sp,
@@ -79,7 +87,7 @@ fn begin(hook: &Hook, process: &ProcessRow, thread: &mut ThreadRow, sp: u64, bp:
         end: WalkEnd::TooDeep as u32,
         interrupted: 0,
         afterwards: thread.walk.afterwards,
-        zero: 0,
+        distrust,
     };
 }
 
@@ -136,7 +144,9 @@ pub fn finish(hook: &Hook, process: &ProcessRow, thread: &mut ThreadRow) {
     let mut end = WalkEnd::from_u8(walk.end as u8);
     // SAFETY: a volatile read of a live map value; it changes when the row's memory is reused.
     if unsafe { core::ptr::read_volatile(&raw const process.generation) } != walk.generation {
-        end = WalkEnd::UnknownMapping;
+        // What the walk has read of it may be anyone's.
+        end = WalkEnd::MappingsChanged;
+        walk.count = 1;
     } else if end == WalkEnd::UnknownMapping && !is_trampoline(walk.pc) {
         let page = walk.pc & !0xfff;
         let key = NoticedKey { page, generation: walk.generation, zero: 0 };
@@ -152,15 +162,18 @@ pub fn finish(hook: &Hook, process: &ProcessRow, thread: &mut ThreadRow) {
         hook.counters.lose(Loss::StackUnreadable);
     }
     mix(walk, end as u64);
+    if end == WalkEnd::UnknownMapping {
+        // Whose address the last one is depends on when it was.
+        mix(walk, u64::from(thread.scratch.changes));
+    }
     if walk.hash < FIRST_STACK {
         walk.hash += FIRST_STACK;
     }
     let scratch = &mut thread.scratch;
     scratch.check = walk.check;
     scratch.tgid = hook.tgid();
-    scratch.count = walk.count as u16;
+    scratch.count = walk.count as u8;
     scratch.end = end as u8;
-    scratch.zero = 0;
 }
 
 /// One more word of the stack into both hashes.
@@ -190,11 +203,26 @@ fn step<S: Steps>(thread: &mut ThreadRow, process: *const ProcessRow) -> bool {
         return false;
     }
     let pc = thread.walk.pc;
+    let wanted = if thread.walk.interrupted != 0 { pc } else { pc.wrapping_sub(1) };
+    let found = find_row::<S>(&thread.walk, process, wanted);
+    if let Err(WalkEnd::MappingsChanged) = found {
+        thread.walk.end = WalkEnd::MappingsChanged as u32;
+        return false;
+    }
+    let owner = match found {
+        Ok(found) => found.owner(),
+        Err(_) => OWNER_UNKNOWN,
+    };
+    let frame = owned(pc, owner);
     // SAFETY: `at` is below the length of the array.
-    unsafe { *(&raw mut thread.scratch.frames).cast::<u64>().add(at) = pc };
+    unsafe { *(&raw mut thread.scratch.frames).cast::<u64>().add(at) = frame };
     thread.walk.count = at as u32 + 1;
-    mix(&mut thread.walk, pc);
-    match to_caller::<S>(thread, process, pc) {
+    mix(&mut thread.walk, frame);
+    let stepped = match found {
+        Ok(found) => to_caller(thread, found.row(), pc),
+        Err(end) => Err(end),
+    };
+    match stepped {
         Ok(()) => true,
         Err(end) => {
             thread.walk.end = end as u32;
@@ -204,14 +232,9 @@ fn step<S: Steps>(thread: &mut ThreadRow, process: *const ProcessRow) -> bool {
 }
 
 #[inline(always)]
-fn to_caller<S: Steps>(
-    thread: &mut ThreadRow,
-    process: *const ProcessRow,
-    pc: u64,
-) -> Result<(), WalkEnd> {
+fn to_caller(thread: &mut ThreadRow, row: UnwindRow, pc: u64) -> Result<(), WalkEnd> {
     let (sp, mut bp) = (thread.walk.sp, thread.walk.bp);
-    let wanted = if thread.walk.interrupted != 0 { pc } else { pc.wrapping_sub(1) };
-    let row = find_row::<S>(&thread.walk, process, wanted)?;
+    let is_guess = row.kind == CfaKind::FramePointer && row.rbp == GUESSED;
     thread.walk.interrupted = 0;
     let mut failed = false;
     let offset = (i64::from(row.offset_by_8) * 8) as u64;
@@ -226,7 +249,7 @@ fn to_caller<S: Steps>(
                 bp = by_stack_depth(thread, saved_at, &mut failed);
             }
             if bp == 0 && !failed {
-                return Err(WalkEnd::Complete);
+                return Err(if is_guess { WalkEnd::NoUnwindRow } else { WalkEnd::Complete });
             }
             bp.wrapping_add(16)
         }
@@ -238,7 +261,7 @@ fn to_caller<S: Steps>(
         return Err(WalkEnd::Unreadable);
     }
     // Only Go's frame-pointer steps change to another stack, up or down.
-    let stays = row.kind != CfaKind::FramePointer && cfa < sp;
+    let stays = (row.kind != CfaKind::FramePointer || is_guess) && cfa < sp;
     if stays || cfa == sp {
         return Err(WalkEnd::NoProgress);
     }
@@ -253,7 +276,7 @@ fn to_caller<S: Steps>(
         return Err(WalkEnd::Unreadable);
     }
     if address == 0 {
-        return Err(WalkEnd::Complete);
+        return Err(if is_guess { WalkEnd::NoUnwindRow } else { WalkEnd::Complete });
     }
     thread.walk.pc = unpatched(thread, cfa.wrapping_sub(8), address);
     thread.walk.sp = cfa;

@@ -12,6 +12,8 @@ mod run;
 
 #[path = "live_stacks/c.rs"]
 mod c;
+#[path = "live_stacks/containers.rs"]
+mod containers;
 #[path = "live_stacks/go.rs"]
 mod go;
 #[path = "live_stacks/inlined.rs"]

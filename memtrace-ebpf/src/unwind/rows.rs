@@ -6,8 +6,8 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_loop;
-use memtrace_common::rows::{CACHED_ROWS, ProcessRow, WalkRow};
-use memtrace_common::unwind::{MAX_MAPPINGS, UnwindMapping, UnwindRow, WalkEnd};
+use memtrace_common::rows::{CACHED_ROWS, ProcessRow, TRUST_ALL, TRUST_WHAT_STAYS, WalkRow};
+use memtrace_common::unwind::{CfaKind, MAX_MAPPINGS, UnwindMapping, UnwindRow, WalkEnd};
 
 use crate::maps::{CACHE, ROWS};
 
@@ -92,13 +92,43 @@ fn last_at_or_below<S: Steps, T: Elements>(
     search.low.checked_sub(1)
 }
 
-/// The unwind row of a pc of a walk.
+/// A row and whose it is, as the cache holds it: see [`memtrace_common::rows::CachedRow`].
+#[derive(Clone, Copy)]
+pub struct Found(u64);
+
+const OWNER_SHIFT: u32 = 32;
+const GENERATION_SHIFT: u32 = 40;
+
+impl Found {
+    #[inline(always)]
+    pub fn row(self) -> UnwindRow {
+        UnwindRow::unpack(self.0 << 32)
+    }
+
+    #[inline(always)]
+    pub fn owner(self) -> u8 {
+        (self.0 >> OWNER_SHIFT) as u8
+    }
+}
+
+/// A mapping without a row at an address.
+const NO_ROW: u64 = UnwindRow { pc: 0, kind: CfaKind::None, offset_by_8: 0, rbp: 0 }.pack();
+
+/// The unwind row of a pc of a walk; one of [`CfaKind::None`] where its mapping has none there.
 #[inline(always)]
 pub fn find_row<S: Steps>(
     walk: &WalkRow,
     process: *const ProcessRow,
     pc: u64,
-) -> Result<UnwindRow, WalkEnd> {
+) -> Result<Found, WalkEnd> {
+    if walk.distrust != TRUST_ALL {
+        // What the cache holds does not say whether its mapping may go.
+        let mapping = find_mapping::<S>(process, pc).ok_or(WalkEnd::UnknownMapping)?;
+        if walk.distrust > TRUST_WHAT_STAYS || mapping.may_go != 0 {
+            return Err(WalkEnd::MappingsChanged);
+        }
+        return Ok(look_up::<S>(walk, mapping, pc));
+    }
     let slot = (pc.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32 % CACHED_ROWS as u32;
     let Some(cached) = CACHE.get_ptr_mut(slot) else { return Err(WalkEnd::NoUnwindRow) };
     // SAFETY: a live map value; other CPUs write it, which the key reveals.
@@ -108,18 +138,59 @@ pub fn find_row<S: Steps>(
             core::ptr::read_volatile(&raw const (*cached).data),
         )
     };
-    if key == pc ^ scrambled(data) && (data >> 32) as u32 == walk.generation {
-        return Ok(UnwindRow::unpack(data << 32));
+    let generation = u64::from(walk.generation) << GENERATION_SHIFT;
+    if key == pc ^ scrambled(data) && (data ^ generation) >> GENERATION_SHIFT == 0 {
+        return Ok(Found(data));
     }
     let mapping = find_mapping::<S>(process, pc).ok_or(WalkEnd::UnknownMapping)?;
-    let row = find_in_table::<S>(mapping, pc).ok_or(WalkEnd::NoUnwindRow)?;
-    let data = u64::from(walk.generation) << 32 | row >> 32;
+    let Found(data) = look_up::<S>(walk, mapping, pc);
     // SAFETY: as above.
     unsafe {
         core::ptr::write_volatile(&raw mut (*cached).key, pc ^ scrambled(data));
         core::ptr::write_volatile(&raw mut (*cached).data, data);
     }
-    Ok(UnwindRow::unpack(row))
+    Ok(Found(data))
+}
+
+#[inline(always)]
+fn look_up<S: Steps>(walk: &WalkRow, mapping: &UnwindMapping, pc: u64) -> Found {
+    let row = find_in_table::<S>(mapping, pc).unwrap_or(NO_ROW);
+    let generation = u64::from(walk.generation) << GENERATION_SHIFT;
+    Found(generation | u64::from(mapping.owner) << OWNER_SHIFT | row >> 32)
+}
+
+/// What a range has in common with the mappings of a process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Overlap {
+    None,
+    OfWhatMayGo,
+    OfWhatStays,
+}
+
+/// Whether mapped code lies in `start..end`.
+#[inline(always)]
+pub fn overlapped<S: Steps>(process: *const ProcessRow, start: u64, end: u64) -> Overlap {
+    // SAFETY: the process row is live for as long as the program.
+    let count = unsafe { (*process).count };
+    let last = end.wrapping_sub(1);
+    let Some(at) =
+        last_at_or_below::<S, _>(Mappings(process), count, MAX_MAPPINGS.ilog2() + 1, last)
+    else {
+        return Overlap::None;
+    };
+    // SAFETY: as above.
+    let mapping = unsafe { &*Mappings(process).get(at) };
+    if mapping.end <= start {
+        return Overlap::None;
+    }
+    // SAFETY: as above; below the first there is itself.
+    let below = unsafe { &*Mappings(process).get(at.saturating_sub(1)) };
+    if mapping.may_go != 0 && (at == 0 || below.end <= start) {
+        Overlap::OfWhatMayGo
+    } else {
+        // Of several some may be to stay.
+        Overlap::OfWhatStays
+    }
 }
 
 #[inline(always)]

@@ -242,14 +242,26 @@ impl Kernel {
             .function_file_offset
             .checked_add(site)
             .ok_or("its place in the file overflows")?;
+        let cookie = Cookie::new(index, probe.signature).0;
+        self.attach_point(scope, program, &probe.attach_path, offset, cookie)
+    }
+
+    /// One probe at an offset of a file.
+    pub(super) fn attach_point(
+        &mut self,
+        scope: NonZeroU32,
+        program: &'static str,
+        path: &Path,
+        offset: u64,
+        cookie: u64,
+    ) -> Result<ProbeLink, Refusal> {
         // aya takes a bare name for a library to search for, and a path for a C string.
-        let path: &Path = &probe.attach_path;
         if !path.is_absolute() || path.as_os_str().as_bytes().contains(&0) {
             return Err(format!("`{}` is no absolute path", path.display()).into());
         }
         let point = UProbeAttachPoint {
             location: UProbeAttachLocation::AbsoluteOffset(offset),
-            cookie: Some(Cookie::new(index, probe.signature).0),
+            cookie: Some(cookie),
         };
         let program = uprobe(&mut self.ebpf, program).map_err(|error| error.to_string())?;
         program

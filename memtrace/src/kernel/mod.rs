@@ -8,6 +8,7 @@
 //! [`Kernel::new_stacks`] as often as wished; [`Kernel::disarm`], [`Kernel::detach`].
 
 mod attach;
+mod changes;
 mod cost;
 mod error;
 pub mod features;
@@ -26,11 +27,12 @@ use aya::Ebpf;
 use aya::maps::{MapData, ProgramArray, RingBuf};
 use aya::programs::raw_trace_point::RawTracePointLink;
 use memtrace_common::rows::{
-    ARMED, BlockKey, BlockRow, ConfigRow, DRAINING, NoticedKey, ProcessRow, StackRow, TotalsKey,
-    TotalsRow,
+    ARMED, BlockKey, BlockRow, ChangesRow, ConfigRow, DRAINING, NoticedKey, ProcessRow, StackRow,
+    TotalsKey, TotalsRow,
 };
 
 pub use attach::{AttachOutcome, AttachReport, Detaching};
+pub use changes::Noted;
 pub use cost::KernelCost;
 pub use error::KernelError;
 pub use load::LogReader;
@@ -91,6 +93,11 @@ pub struct Kernel {
     config: RawMap<u32, ConfigRow>,
     config_row: ConfigRow,
     processes: RawMap<u32, ProcessRow>,
+    /// Processes that were handed over; those without a row now were taken out by `exec`.
+    set_before: HashSet<u32>,
+    changes: RawMap<u32, ChangesRow>,
+    /// By process.
+    followed: BTreeMap<u32, changes::Followed>,
     blocks: RawMap<BlockKey, BlockRow>,
     stacks: RawMap<u64, StackRow>,
     totals: RawMap<TotalsKey, TotalsRow>,

@@ -75,6 +75,8 @@ struct Counted {
 pub struct StoredStack {
     pub tgid: u32,
     pub stack: StackDef,
+    /// The count of changes, its lower half, when it was walked: see [`super::Noted`].
+    pub changes: u16,
 }
 
 impl Kernel {
@@ -236,7 +238,7 @@ impl Kernel {
                     _ => continue,
                 };
                 let stack = StackDef { id, frames: Vec::new(), end: end as u8 };
-                stacks.push(StoredStack { tgid, stack });
+                stacks.push(StoredStack { tgid, stack, changes: 0 });
             } else if let Some(row) =
                 self.stacks.get(&id).map_err(|source| KernelError::map("read", "STACKS", source))?
             {
@@ -245,6 +247,7 @@ impl Kernel {
                 stacks.push(StoredStack {
                     tgid: row.tgid,
                     stack: StackDef { id, frames, end: row.end },
+                    changes: row.changes,
                 });
             }
             self.delivered_stacks.insert(id);

@@ -4,10 +4,12 @@
 //! an address that one thread unmaps and another maps again is then seen in the right order. The
 //! events arrive at return, so young ones are held back for a moment.
 
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
 use memtrace_common::calls::Signature;
 use memtrace_common::rows::{
-    NOTICE_EXEC, NOTICE_EXIT, NOTICE_UNKNOWN_MAPPING, NoticeRecord, RANGE_ALLOCATOR_INTERNAL,
-    RECORD_NOTICE, RECORD_RANGE, RangeRecord,
+    NOTICE_EXEC, NOTICE_EXIT, NOTICE_MAPPINGS_CHANGED, NOTICE_UNKNOWN_MAPPING, NoticeRecord,
+    RANGE_ALLOCATOR_INTERNAL, RECORD_NOTICE, RECORD_RANGE, RangeRecord,
 };
 
 use super::Kernel;
@@ -53,6 +55,9 @@ pub enum Notice {
     /// A walk met a pc outside the mappings set: read them again. Once per page and
     /// [`Kernel::set_process`].
     UnknownMapping { tgid: u32, pc: u64 },
+    /// Code came, or may have gone: read the mappings again, from [`Kernel::note_changes`] on. Until
+    /// they are set, walks end before code that may have been replaced.
+    MappingsChanged { tgid: u32 },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,9 +111,10 @@ impl Kernel {
         Drained { ranges: self.held.release(horizon_ns), notices }
     }
 
-    /// Readable when the ring has something.
-    pub fn ring_fd(&self) -> std::os::fd::RawFd {
-        std::os::fd::AsRawFd::as_raw_fd(&self.ring)
+    /// A descriptor of the ring: it becomes readable with each notice.
+    pub fn ring_descriptor(&self) -> std::io::Result<OwnedFd> {
+        // SAFETY: the ring's descriptor is open for as long as `self` is.
+        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }.try_clone_to_owned()
     }
 }
 
@@ -142,6 +148,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Record> {
             match row.notice {
                 NOTICE_EXEC => Some(Record::Notice(Notice::Exec { tgid })),
                 NOTICE_EXIT => Some(Record::Notice(Notice::Exit { tgid })),
+                NOTICE_MAPPINGS_CHANGED => Some(Record::Notice(Notice::MappingsChanged { tgid })),
                 NOTICE_UNKNOWN_MAPPING => {
                     Some(Record::Notice(Notice::UnknownMapping { tgid, pc: row.address }))
                 }

@@ -3,7 +3,7 @@
 use memtrace_common::selftest::{
     HITS_DROPPED, HITS_PACED, PAGE, RECORD_SELFTEST, STACK_PAGES, SelftestRecord, TOP_PAGES,
 };
-use memtrace_common::unwind::{MAX_FRAMES, WalkEnd};
+use memtrace_common::unwind::{MAX_FRAMES, WalkEnd, plain};
 
 use super::attach::living_thread;
 use super::load::SELFTEST;
@@ -147,7 +147,10 @@ fn sample(bytes: &[u8]) -> Option<Sample<'_>> {
         pc: row.pc,
         sp: row.sp,
         bp: row.bp,
-        frames: row.frames[..usize::from(row.count).min(MAX_FRAMES)].to_vec(),
+        frames: row.frames[..usize::from(row.count).min(MAX_FRAMES)]
+            .iter()
+            .map(|frame| plain(*frame))
+            .collect(),
         end: WalkEnd::from_u8(row.end),
         word: row.switch,
         memory: [

@@ -11,7 +11,8 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use memtrace_common::rows::{
-    BlockKey, BlockRow, ConfigRow, NoticedKey, ProcessRow, StackRow, TotalsKey, TotalsRow,
+    BlockKey, BlockRow, ChangesRow, ConfigRow, NoticedKey, ProcessRow, StackRow, TotalsKey,
+    TotalsRow,
 };
 
 /// `enum bpf_cmd`, include/uapi/linux/bpf.h.
@@ -21,6 +22,8 @@ const BPF_MAP_DELETE_ELEM: i32 = 3;
 const BPF_MAP_GET_NEXT_KEY: i32 = 4;
 const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
 const BPF_MAP_LOOKUP_BATCH: i32 = 24;
+/// A flag of updates: the key must be there.
+const BPF_EXIST: u64 = 2;
 
 /// A value that is its bytes: any bit pattern is valid, and there is no padding.
 ///
@@ -37,7 +40,8 @@ macro_rules! plain {
     };
 }
 plain!(
-    u32, u64, BlockKey, BlockRow, ConfigRow, NoticedKey, ProcessRow, StackRow, TotalsKey, TotalsRow
+    u32, u64, BlockKey, BlockRow, ChangesRow, ConfigRow, NoticedKey, ProcessRow, StackRow,
+    TotalsKey, TotalsRow
 );
 
 /// `bpf(2)`. Returns what the system call returned.
@@ -98,7 +102,19 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
     }
 
     pub(super) fn insert(&self, key: &K, value: &V) -> io::Result<()> {
-        let mut attr = self.element(key, std::ptr::from_ref(value) as u64, 0);
+        self.update(key, value, 0)
+    }
+
+    /// Replaces the value of a key; `false` where there is none.
+    pub(super) fn replace(&self, key: &K, value: &V) -> io::Result<bool> {
+        match self.update(key, value, BPF_EXIST) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            updated => updated.map(|()| true),
+        }
+    }
+
+    fn update(&self, key: &K, value: &V, flags: u64) -> io::Result<()> {
+        let mut attr = self.element(key, std::ptr::from_ref(value) as u64, flags);
         // SAFETY: key and value live through the call and have the map's sizes.
         unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
     }

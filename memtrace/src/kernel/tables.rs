@@ -87,6 +87,10 @@ impl Kernel {
 
     /// Sets the executable mappings of a process, sorted by start and disjoint, and traces the
     /// process from now on. Walks see the old mappings or the new ones, never both.
+    ///
+    /// A process that `exec` has taken out meanwhile stays out, as its notice will tell: these are
+    /// mappings of the image that it was, or of one that has no probes. After
+    /// [`Kernel::remove_process`] it may be set anew.
     pub fn set_process(
         &mut self,
         tgid: u32,
@@ -113,19 +117,29 @@ impl Kernel {
             }
         }
         self.generation = self.generation.wrapping_add(1).max(1);
+        let (slot, changes, beyond) = self.changes_to_set(tgid)?;
         let mut row = ProcessRow {
             generation: self.generation,
             count: mappings.len() as u32,
+            slot,
+            zero: 0,
+            changes,
+            beyond,
             mappings: [UnwindMapping::default(); MAX_MAPPINGS],
         };
         row.mappings[..mappings.len()].copy_from_slice(mappings);
-        self.processes
-            .insert(&tgid, &row)
-            .map_err(|source| KernelError::map("fill", "PROCESSES", source))
+        let set = match self.set_before.contains(&tgid) {
+            true => self.processes.replace(&tgid, &row).map(drop),
+            false => self.processes.insert(&tgid, &row),
+        };
+        self.set_before.insert(tgid);
+        set.map_err(|source| KernelError::map("fill", "PROCESSES", source))
     }
 
     /// The process is traced no more: its probe hits count as foreign. Its books stay.
     pub fn remove_process(&mut self, tgid: u32) -> Result<(), KernelError> {
+        self.set_before.remove(&tgid);
+        self.followed.remove(&tgid);
         match self.processes.remove(&tgid) {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
                 Err(KernelError::map("remove from", "PROCESSES", error))
@@ -174,7 +188,8 @@ mod tests {
     use super::*;
 
     fn mapping(start: u64, end: u64, first_row: u32, row_count: u32) -> UnwindMapping {
-        UnwindMapping { start, end, bias: start, first_row, row_count }
+        let bias = start;
+        UnwindMapping { start, end, bias, first_row, row_count, ..UnwindMapping::default() }
     }
 
     #[test]

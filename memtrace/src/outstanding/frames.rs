@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use memtrace_common::unwind::WalkEnd;
+use memtrace_common::unwind::{OWNER_OF_MANY, WalkEnd, owner_of, plain};
 
 use crate::snapshot::{AddressNames, Name, Object, Recording, StackDef};
 
@@ -152,8 +152,13 @@ impl<'a> FrameIndex<'a> {
     }
 
     /// Index of the object that the address lies in, and the offset in its file.
-    pub fn object(&self, address: u64) -> Option<(usize, Option<u64>)> {
-        let named = self.names(address).and_then(|names| names.object).map(|index| index as usize);
+    pub fn object(&self, frame: u64) -> Option<(usize, Option<u64>)> {
+        if owner_of(frame) >= OWNER_OF_MANY {
+            // Whose it was is not known: another one's may stand there now.
+            return None;
+        }
+        let named = self.names(frame).and_then(|names| names.object).map(|index| index as usize);
+        let address = plain(frame);
         let offset_in = |object: &Object| {
             object
                 .mappings
@@ -190,7 +195,7 @@ impl<'a> FrameIndex<'a> {
             file: name.and_then(|name| name.file.clone()),
             line: name.and_then(|name| name.line),
             inlined: name.is_some_and(|name| name.inlined),
-            address: Some(address),
+            address: Some(plain(address)),
         };
         match self.names(address).map(|names| &names.names[..]) {
             None | Some([]) => vec![Arc::new(frame(None))],
@@ -222,7 +227,7 @@ impl<'a> FrameIndex<'a> {
                     let offset = offset.map(|offset| format!("+{offset:#x}")).unwrap_or_default();
                     format!("{}{offset}", base_name(path))
                 }
-                None => format!("{address:#x}"),
+                None => format!("{:#x}", plain(*address)),
             },
         };
         Some(match WalkEnd::from_u8(stack.end) {
@@ -236,6 +241,9 @@ impl<'a> FrameIndex<'a> {
             WalkEnd::NoProgress => format!("[truncated: broken frame above {}]", at()),
             WalkEnd::StoreFull => "[stack store full]".to_owned(),
             WalkEnd::HashCollision => "[stack collision]".to_owned(),
+            WalkEnd::MappingsChanged => {
+                format!("[truncated: mappings changed, tables not yet renewed, above {}]", at())
+            }
         })
     }
 }
@@ -278,6 +286,8 @@ pub(crate) fn kind_of(name: &Name) -> FrameKind {
 
 #[cfg(test)]
 mod tests {
+    use memtrace_common::unwind::{OWNER_UNKNOWN, owned};
+
     use super::*;
     use crate::snapshot::synthetic::{self, recording};
 
@@ -307,10 +317,38 @@ mod tests {
     }
 
     #[test]
+    fn what_stood_at_an_address_before_is_not_what_stands_there_later() {
+        let mut recording = recording();
+        let stack = &mut recording.stacks[0];
+        let last = *stack.frames.last().unwrap();
+        let names = recording.names.iter().find(|names| names.address == last).unwrap().clone();
+        let labels = |recording: &Recording| {
+            let index = FrameIndex::new(recording);
+            let frames = index.frames(recording.stacks[0].id);
+            frames.iter().map(|frame| frame.label()).collect::<Vec<_>>()
+        };
+        let frame = owned(last, 1);
+        stack.frames.push(frame);
+        let other = Name { function: "other".into(), ..names.names[0].clone() };
+        recording.names.push(AddressNames { address: frame, names: vec![other], ..names });
+        let both = labels(&recording);
+        assert_eq!(both.last().unwrap(), "other");
+        assert_ne!(both[both.len() - 2], "other");
+        let stack = &mut recording.stacks[0];
+        *stack.frames.last_mut().unwrap() = owned(last, OWNER_UNKNOWN);
+        stack.end = WalkEnd::UnknownMapping as u8;
+        let unknown = labels(&recording);
+        assert_eq!(
+            unknown.last().unwrap(),
+            &format!("[truncated: unknown mapping above {last:#x}]")
+        );
+    }
+
+    #[test]
     fn every_reason_for_a_truncation_has_its_own_note() {
         let mut recording = recording();
         let mut seen = std::collections::HashSet::new();
-        for end in 1..=7 {
+        for end in 1..=8 {
             recording.stacks[0].end = end;
             let index = FrameIndex::new(&recording);
             let frames = index.frames(synthetic::SQLITE_LEAK);

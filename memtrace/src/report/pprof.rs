@@ -255,7 +255,8 @@ impl<'a, 'r> Builder<'a, 'r> {
 
     fn address_location(&mut self, address: u64, is_leaf: bool) -> u64 {
         // The call stands before the return address: tools that look an address up want the call.
-        let shown = if is_leaf { address } else { address.saturating_sub(1) };
+        let plain = memtrace_common::unwind::plain(address);
+        let shown = if is_leaf { plain } else { plain.saturating_sub(1) };
         let key = LocationKey::Address(shown);
         if let Some(id) = self.locations.get(&key) {
             return *id;

@@ -37,6 +37,9 @@ const DRAIN_EVERY: Duration = Duration::from_millis(100);
 const SETTLE: Duration = Duration::from_millis(30);
 /// How often the mappings are compared with what is known, without a notice.
 const RESCAN_EVERY: Duration = Duration::from_secs(1);
+/// After they were read, notices wait for so many times the CPU time that it took: a program that maps
+/// and unmaps code all the time must not keep memtrace busy.
+const RESCAN_PAUSES: u32 = 3;
 
 pub async fn run(args: RecordArgs) -> Result<ExitCode> {
     let mut outputs = Outputs::open(&args.formats, args.output.as_deref(), None)?;
@@ -81,6 +84,10 @@ struct Session {
     /// No call counts any more.
     closed: bool,
     armed_at: Instant,
+    /// Before this they are not read because of a notice.
+    rescan_after: Instant,
+    /// When a notice that came too soon is followed.
+    rescan_due: Option<Instant>,
 }
 
 impl Session {
@@ -150,6 +157,8 @@ impl Session {
             verbose: args.verbose,
             closed: false,
             armed_at: Instant::now(),
+            rescan_after: Instant::now(),
+            rescan_due: None,
             target,
             host,
             space,
@@ -163,10 +172,14 @@ impl Session {
     /// Attaches, arms, lets a command of our own go, says so.
     fn arm(&mut self, args: &RecordArgs, sink: Option<Sink>) -> Result<Recorder> {
         let pid = self.target.process.pid();
+        let blind = self.space.watch_loader(&mut self.kernel, pid)?;
         self.probes.attach(&mut self.kernel, pid, &self.planned)?;
+        // What came or went before the loader told of it.
+        self.rescan();
         let mut probes = self.probes.take_new();
         probes.not_probed.extend(self.space.mappings.unreadable.iter().cloned());
         probes.not_probed.extend(self.space.without_table());
+        probes.not_probed.extend(blind);
         if probes.attached.is_empty() {
             let reasons = reasons(&probes.not_probed);
             return Err(match self.target.process.has_exited() {
@@ -254,8 +267,12 @@ impl Session {
             Some(control) => control.next().await,
             None => std::future::pending().await,
         };
+        // SAFETY: as above; the kernel side's ring is open for longer.
+        let notices = unsafe { AsyncFd::register(self.kernel.ring_descriptor()?) }
+            .context("failed to watch the ring")?;
         let mut progress = Progress::new();
         let ended = loop {
+            let due = self.rescan_due;
             tokio::select! {
                 biased;
                 event = signals.event() => match event {
@@ -264,6 +281,13 @@ impl Session {
                 },
                 () = &mut end => break "the duration is over".to_owned(),
                 _ = exit.readable() => break "the process exited".to_owned(),
+                told = notices.readable() => {
+                    told.context("failed to wait for the ring")?.clear_ready();
+                    if let Some(reason) = self.drain() {
+                        break reason;
+                    }
+                }
+                () = at(due) => self.rescan(),
                 () = next_snapshot(&mut snapshots) => self.take(recorder, None, None).await?,
                 asked = next_request(&mut control) => {
                     if self.obey(recorder, asked).await? {
@@ -319,14 +343,23 @@ impl Session {
             }
         }
         let mut ended = None;
+        let mut changed = false;
         for notice in drained.notices {
             match notice {
                 Notice::Exec { tgid } if tgid == pid => {
                     ended = Some("the process replaced its program (exec)".to_owned());
                 }
-                Notice::UnknownMapping { tgid, .. } if tgid == pid => self.rescan(),
+                Notice::UnknownMapping { tgid, .. } | Notice::MappingsChanged { tgid } => {
+                    changed |= tgid == pid;
+                }
                 // The pidfd tells when the whole process is gone.
-                Notice::Exec { .. } | Notice::UnknownMapping { .. } | Notice::Exit { .. } => {}
+                Notice::Exec { .. } | Notice::Exit { .. } => {}
+            }
+        }
+        if changed {
+            match Instant::now() < self.rescan_after {
+                true => self.rescan_due = Some(self.rescan_after),
+                false => self.rescan(),
             }
         }
         ended
@@ -335,17 +368,23 @@ impl Session {
     /// Libraries that arrived get their unwind tables and their probes. That a process is gone is
     /// no error here.
     fn rescan(&mut self) {
+        let before = thread_cpu_time();
+        self.rescan_due = None;
         if let Err(error) = self.follow_mappings()
             && !self.target.process.has_exited()
         {
             warn(format_args!("{error:#}"));
         }
+        let took = thread_cpu_time().saturating_sub(before);
+        self.rescan_after = Instant::now() + took * RESCAN_PAUSES;
     }
 
     fn follow_mappings(&mut self) -> Result<()> {
         let process = &self.target.process;
-        let Some(files) = self.space.arrived(process)? else { return Ok(()) };
-        self.space.publish(&mut self.kernel, process.pid())?;
+        let Some(files) = self.space.follow(process, &mut self.kernel)? else { return Ok(()) };
+        if files.is_empty() {
+            return Ok(());
+        }
         let mut planned = plan_for(process, &files, &self.host);
         self.mmaps.keep(&mut planned);
         self.probes.attach(&mut self.kernel, process.pid(), &planned)
@@ -385,11 +424,18 @@ impl Session {
             false => Known::Value(self.memory.read(&go)),
         };
         let stacks = self.kernel.new_stacks().context("failed to read the stacks")?;
+        // Whose the code is that they met.
+        self.rescan();
+        let stacks = stacks.into_iter().map(|mut stored| {
+            self.space.symbolizer.own_unknown(&mut stored.stack.frames, stored.changes);
+            stored.stack
+        });
+        let stacks = stacks.collect();
         let readings = Readings {
             hits: self.probes.of_attached(&kernel.hits),
             new_probes: self.probes.take_new(),
             kernel,
-            new_stacks: stacks.into_iter().map(|stored| stored.stack).collect(),
+            new_stacks: stacks,
             cost: self.kernel.own_cost()?,
             go,
             process,
@@ -436,6 +482,26 @@ impl Session {
         // As a shell tells it.
         let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
         Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+    }
+}
+
+/// Of the thread that asks; zero where the kernel does not tell.
+fn thread_cpu_time() -> Duration {
+    use nix::sys::resource::{UsageWho, getrusage};
+    use nix::sys::time::TimeVal;
+    let of = |time: TimeVal| {
+        let microseconds = time.tv_sec().saturating_mul(1_000_000).saturating_add(time.tv_usec());
+        Duration::from_micros(u64::try_from(microseconds).unwrap_or(0))
+    };
+    getrusage(UsageWho::RUSAGE_THREAD)
+        .map_or(Duration::ZERO, |usage| of(usage.user_time()) + of(usage.system_time()))
+}
+
+/// `None`: never.
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -2,10 +2,13 @@
 //! were first seen, and the unwind tables that the kernel side has been told. Grows when libraries
 //! arrive.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 
-use crate::kernel::Kernel;
+use crate::kernel::{AttachOutcome, Kernel};
 use crate::snapshot::{NotProbed, Object};
+use crate::stacks::link_map::{Needs, Teller, find_teller, that_stay};
 use crate::stacks::space::{GENERATED_CODE, NoTable};
 use crate::stacks::symbolize::{NamedRegion, Options};
 use crate::stacks::{ProcessSpace, Symbolizer, TableStore};
@@ -24,6 +27,10 @@ pub struct AddressSpace {
     anonymous_code: Vec<(u64, u64)>,
     pub tables: TableStore,
     rows_told: usize,
+    /// One for each of `mappings.files`.
+    needs: Vec<Needs>,
+    /// Of `mappings.files`, those that stay mapped for as long as the process.
+    staying: BTreeSet<usize>,
     pub symbolizer: Symbolizer,
     /// Where `[heap]` ends, where there is one: the program break, rounded up to a page.
     pub heap_end: Option<u64>,
@@ -39,6 +46,8 @@ impl AddressSpace {
             anonymous_code: Vec::new(),
             tables: TableStore::new(),
             rows_told: 0,
+            needs: Vec::new(),
+            staying: BTreeSet::new(),
             symbolizer: Symbolizer::new(Options { root, ..Options::default() }),
             heap_end: None,
         };
@@ -49,20 +58,33 @@ impl AddressSpace {
     /// Reads the mappings again and builds the tables of what is new; the indices of new files.
     pub fn refresh(&mut self, process: &Process) -> Result<Vec<usize>> {
         let new = self.mappings.rescan(process)?;
+        let unknown = self.mappings.files.iter().skip(self.needs.len());
+        self.needs.extend(unknown.map(Needs::of));
+        let is_program = |file: &MappedFile| file.path == process.executable_path();
+        let program = self.mappings.files.iter().position(is_program);
+        self.staying = that_stay(program, &self.needs);
         for &index in new.iter().chain(&self.mappings.moved) {
             let file = &self.mappings.files[index];
-            self.objects.push(Object {
+            let object = Object {
                 path: file.path.clone(),
                 // An object whose build id cannot be read is listed without one.
                 build_id: read_build_id(&file.file).ok().flatten(),
                 mappings: file.mappings.clone(),
-            });
-            self.symbolizer.add_objects(std::slice::from_ref(file));
+            };
+            match self.objects.iter().position(|known| *known == object) {
+                Some(known) => self.symbolizer.map_again(known),
+                None => {
+                    self.objects.push(object);
+                    self.symbolizer.add_objects(std::slice::from_ref(file));
+                }
+            }
         }
         self.tables.add(&self.mappings.files);
         let (lines, _) = read_maps(process)?;
         self.heap_end = lines.iter().find(|line| line.path == b"[heap]").map(|line| line.end);
         let code = lines.iter().filter(|line| line.executable && line.inode == 0);
+        let files = self.mappings.files.iter().flat_map(|file| &file.mappings);
+        let mut mapped: Vec<_> = files.map(|mapping| mapping.start..mapping.end).collect();
         self.anonymous_code.clear();
         for line in code {
             let (start, end) = (line.start, line.end);
@@ -72,26 +94,63 @@ impl AddressSpace {
                 self.anonymous_code.push((start, end));
                 GENERATED_CODE.to_owned()
             };
+            mapped.push(start..end);
             if name != "[vdso]" {
                 self.symbolizer.add_region(NamedRegion { start, end, name });
             }
         }
+        self.symbolizer.keep_only(&mapped);
         Ok(new)
     }
 
     /// The mappings as the walk knows them.
     pub fn current(&mut self) -> ProcessSpace {
-        self.tables.space_of(&self.mappings.files, &self.anonymous_code)
+        let mut space = self.tables.space_of(&self.mappings.files, &self.anonymous_code);
+        let stays = |start: u64, (at, file): (usize, &MappedFile)| {
+            let holds = file.mappings.iter().any(|mapping| mapping.start == start);
+            holds && (self.staying.contains(&at) || file.path == "[vdso]")
+        };
+        for mapping in &mut space.mappings {
+            mapping.owner = self.symbolizer.owner_at(mapping.start);
+            let mut files = self.mappings.files.iter().enumerate();
+            mapping.may_go = u8::from(!files.any(|file| stays(mapping.start, file)));
+        }
+        space
     }
 
-    /// The files that were mapped since the last look, which have their tables now. `None`: the
-    /// mappings are as they were.
-    pub fn arrived(&mut self, process: &Process) -> Result<Option<Vec<MappedFile>>> {
-        if !self.mappings.changed(process)? {
+    /// Follows what the process maps, and tells the kernel side: the files that were mapped since
+    /// the last look, which have their tables now. `None`: all is as it was.
+    pub fn follow(
+        &mut self,
+        process: &Process,
+        kernel: &mut Kernel,
+    ) -> Result<Option<Vec<MappedFile>>> {
+        let pid = process.pid();
+        let before = kernel.note_changes(pid)?;
+        let has_changed = self.mappings.changed(process)?;
+        if !has_changed && !before.is_behind {
             return Ok(None);
         }
-        let new = self.refresh(process)?;
+        self.symbolizer.look_again();
+        let new = if has_changed { self.refresh(process)? } else { Vec::new() };
+        if before.is_settled && kernel.changes_since(pid, &before)? == 0 {
+            self.symbolizer.settle(before.count as u16);
+        }
+        self.publish(kernel, pid)?;
         Ok(Some(new.iter().map(|&at| self.mappings.files[at].clone()).collect()))
+    }
+
+    /// Has the loader tell the kernel side when it unloads. Why it does not, where it should: a
+    /// program without one loads nothing.
+    pub fn watch_loader(&self, kernel: &mut Kernel, pid: u32) -> Result<Option<NotProbed>> {
+        let Some(teller) = find_teller(&self.mappings.files) else { return Ok(None) };
+        let Teller { object, open_path, file_offset, state } = teller;
+        let outcome = kernel.attach_link_map(pid, &open_path, file_offset, state)?;
+        let AttachOutcome::Failed { reason, .. } = outcome else { return Ok(None) };
+        let reason = format!(
+            "where a library is replaced by another, stacks may be wrong for up to a second: {reason}"
+        );
+        Ok(Some(NotProbed { object, function: Some("_dl_debug_state".to_owned()), reason }))
     }
 
     /// Tells the kernel side the mappings as they are now, and the rows that it lacks.

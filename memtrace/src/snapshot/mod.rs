@@ -156,7 +156,8 @@ pub struct NotProbed {
 pub struct StackDef {
     pub id: u64,
     /// Absolute addresses in the tracee. `frames[0]` is the probed function's entry; all others
-    /// are return addresses.
+    /// are return addresses. Where several objects were mapped at an address one after the other,
+    /// bits 57 and up tell which: `memtrace_common::unwind::{plain, owner_of}`.
     pub frames: Vec<u64>,
     /// `memtrace_common::unwind::WalkEnd` as a number.
     pub end: u8,

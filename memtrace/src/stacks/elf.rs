@@ -385,16 +385,61 @@ impl<'s, S: ByteSource + ?Sized> Elf<'s, S> {
         }
     }
 
-    /// File offset and size of `DT_RELA`, for objects without section headers.
-    pub fn dynamic_relocations(&self) -> Vec<(u64, u64)> {
-        const DT_RELA: u64 = 7;
-        const DT_RELASZ: u64 = 8;
+    /// The virtual address of a defined symbol of `.dynsym`, function or data.
+    pub fn dynamic_symbol(&self, name: &[u8]) -> Option<u64> {
+        let section = self.sections.iter().find(|section| section.kind == SHT_DYNSYM)?;
+        let names = self.section_bytes(self.sections.get(section.link as usize)?)?;
+        let table = self.section_bytes(section)?;
+        let is_it = |entry: &&[u8]| {
+            u16_at(entry, 6) != 0 && string_at(&names, u32_at(entry, 0), 4096) == name
+        };
+        table.chunks_exact(24).find(is_it).map(|entry| u64_at(entry, 8))
+    }
+
+    /// Where in the file the byte of a virtual address is.
+    pub fn file_offset(&self, vaddr: u64) -> Option<u64> {
+        let (load, inside) = self.segment_at(vaddr)?;
+        load.offset.checked_add(inside)
+    }
+
+    /// The dynamic section: tags and values, up to its end.
+    fn dynamic_entries(&self) -> Vec<(u64, u64)> {
+        const DT_NULL: u64 = 0;
         let Some((offset, size)) = self.dynamic else { return Vec::new() };
         let Some(table) = self.source.read(offset, size.min(MAX_HEADERS * 16)) else {
             return Vec::new();
         };
-        let value =
-            |tag: u64| table.chunks_exact(16).find(|e| u64_at(e, 0) == tag).map(|e| u64_at(e, 8));
+        let entries = table.chunks_exact(16).map(|entry| (u64_at(entry, 0), u64_at(entry, 8)));
+        entries.take_while(|(tag, _)| *tag != DT_NULL).collect()
+    }
+
+    /// The object's own name, and the names of the libraries that it needs.
+    pub fn soname_and_needed(&self) -> (Option<String>, Vec<String>) {
+        const DT_NEEDED: u64 = 1;
+        const DT_STRTAB: u64 = 5;
+        const DT_STRSZ: u64 = 10;
+        const DT_SONAME: u64 = 14;
+        const MAX_NAME_BYTES: usize = 4096;
+        let entries = self.dynamic_entries();
+        let value = |wanted| entries.iter().find(|(tag, _)| *tag == wanted).map(|entry| entry.1);
+        let names = value(DT_STRTAB)
+            .zip(value(DT_STRSZ))
+            .and_then(|(vaddr, size)| self.bytes_at(vaddr, size.min(16 << 20)));
+        let Some(names) = names else { return (None, Vec::new()) };
+        let name = |at: u64| {
+            let at = u32::try_from(at).unwrap_or(u32::MAX);
+            String::from_utf8_lossy(string_at(&names, at, MAX_NAME_BYTES)).into_owned()
+        };
+        let needed = entries.iter().filter(|(tag, _)| *tag == DT_NEEDED);
+        (value(DT_SONAME).map(name), needed.map(|entry| name(entry.1)).collect())
+    }
+
+    /// File offset and size of `DT_RELA`, for objects without section headers.
+    pub fn dynamic_relocations(&self) -> Vec<(u64, u64)> {
+        const DT_RELA: u64 = 7;
+        const DT_RELASZ: u64 = 8;
+        let table = self.dynamic_entries();
+        let value = |wanted: u64| table.iter().find(|(tag, _)| *tag == wanted).map(|e| e.1);
         let (Some(vaddr), Some(size)) = (value(DT_RELA), value(DT_RELASZ)) else {
             return Vec::new();
         };

@@ -19,6 +19,7 @@ pub mod go_object;
 mod go_rules;
 mod image;
 mod layout;
+pub mod link_map;
 mod musl_rules;
 pub mod pclntab;
 mod rules;

@@ -214,6 +214,29 @@ impl<'d> PclnTable<'d> {
         }
     }
 
+    /// How far RSP stands below the return address at a virtual address of compiled Go, by the table
+    /// that the runtime's own tracebacks go by. `None` in assembly, which may change stacks there or
+    /// keep no frame, and where stacks end.
+    ///
+    /// For a return address pass the address − 1.
+    pub fn frame_bytes(&self, vaddr: u64) -> Option<u64> {
+        /// `funcFlag_TOPFRAME`, `funcFlag_SPWRITE`, `funcFlag_ASM`.
+        const NOT_PLAIN: u8 = 1 | 2 | 4;
+        const PCSP: usize = 3;
+        let function = self.find(vaddr)?;
+        let flag_at = match self.version {
+            Version::Go116 => return None,
+            Version::Go118 => function.at + 37,
+            Version::Go120 => function.at + 41,
+        };
+        if self.data.get(flag_at)? & NOT_PLAIN != 0 {
+            return None;
+        }
+        let bytes = self.value_at(&function, self.field(&function, PCSP), vaddr)?;
+        // A frame that calls holds the caller's RBP at least.
+        u64::try_from(bytes).ok().filter(|bytes| *bytes >= 8 && bytes % 8 == 0)
+    }
+
     fn name_at(&self, offset: u32) -> Option<String> {
         let start = self.names.checked_add(offset as usize)?;
         let name = string_at(self.data.get(start..)?, 0, MAX_NAME_BYTES);

@@ -48,15 +48,17 @@ fn sample(version: Version) -> Sample {
     let line = put_values(&mut values, &[(16, 10), (4, 20), (8, 30), (4, 21), (32, 11)]);
     let tree = put_values(&mut values, &[(16, -1), (4, 0), (8, 1), (4, 0), (32, -1)]);
     let exit_line = put_values(&mut values, &[(32, 99)]);
+    let sizes = put_values(&mut values, &[(4, 0), (4, 8), (48, 40), (8, 0)]);
 
     let put_function = |out: &mut Vec<u8>, start: u32, fields: [u32; 3], top: bool, has_tree| {
         let [name, file, line] = fields;
+        // Both: that the runtime ends stacks in one of them must tell.
         match version {
             Version::Go116 => out.extend((TEXT + u64::from(start)).to_le_bytes()),
             _ => out.extend(start.to_le_bytes()),
         }
         let pcdata = if has_tree { 3u32 } else { 0 };
-        for field in [name, 0, 0, 0, file, line, pcdata, 0] {
+        for field in [name, 0, 0, sizes, file, line, pcdata, 0] {
             out.extend(field.to_le_bytes());
         }
         if version == Version::Go120 {
@@ -221,4 +223,20 @@ proptest! {
             prop_assert!(table.functions().count() <= table.function_count());
         }
     }
+}
+
+#[test]
+fn frame_sizes_are_told_of_compiled_code_that_has_a_frame() {
+    for version in [Version::Go118, Version::Go120] {
+        let sample = sample(version);
+        let table = PclnTable::parse(Cow::Borrowed(&sample.table), TEXT).expect("it is a table");
+        let at = |offset: u64| table.frame_bytes(TEXT + offset);
+        assert_eq!([at(4), at(7), at(8), at(55)], [Some(8), Some(8), Some(40), Some(40)]);
+        assert_eq!([at(0), at(56)], [None, None], "no frame: no call");
+        assert_eq!(at(64 + 8), None, "stacks end there");
+        assert_eq!(at(96), None, "no function");
+    }
+    let sample = sample(Version::Go116);
+    let table = PclnTable::parse(Cow::Borrowed(&sample.table), TEXT).expect("it is a table");
+    assert_eq!(table.frame_bytes(TEXT + 8), None, "its marks are elsewhere");
 }

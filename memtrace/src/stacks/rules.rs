@@ -7,7 +7,7 @@ use gimli::{
     CfaRule, EndianSlice, Expression, LittleEndian, Operation, Register, RegisterRule,
     UnwindExpression, UnwindSection, UnwindTableRow, X86_64,
 };
-use memtrace_common::unwind::{CfaKind, MAX_OFFSET_BY_8, RBP_AT_RBP, UnwindRow};
+use memtrace_common::unwind::{CfaKind, GUESSED, MAX_OFFSET_BY_8, RBP_AT_RBP, UnwindRow};
 
 pub(crate) type Bytes<'d> = EndianSlice<'d, LittleEndian>;
 
@@ -22,6 +22,9 @@ impl Rule {
     pub(crate) const PLT: Self = Self::of(CfaKind::Plt);
     /// Offset and RBP slot are part of the kind.
     pub(crate) const FRAME_POINTER: Self = Self::of(CfaKind::FramePointer);
+
+    /// Of generated code.
+    pub(crate) const GUESS: Self = Self::new(CfaKind::FramePointer, 0, GUESSED);
 
     const fn of(kind: CfaKind) -> Self {
         Self::new(kind, 0, 0)

@@ -103,6 +103,18 @@ pub struct TableStore {
     stats: StoreStats,
 }
 
+/// A mapping of which nobody said that it stays.
+const GOES: UnwindMapping = UnwindMapping {
+    start: 0,
+    end: 0,
+    bias: 0,
+    first_row: 0,
+    row_count: 0,
+    owner: 0,
+    may_go: 1,
+    zero: [0; 6],
+};
+
 /// The mappings of one process, ready for the kernel side.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProcessSpace {
@@ -224,7 +236,8 @@ impl TableStore {
                     }
                 };
                 let (start, end) = (mapping.start, mapping.end);
-                space.mappings.push(UnwindMapping { start, end, bias, first_row, row_count });
+                let mapping = UnwindMapping { start, end, bias, first_row, row_count, ..GOES };
+                space.mappings.push(mapping);
             }
         }
         if !anonymous.is_empty() {
@@ -235,6 +248,7 @@ impl TableStore {
                 bias: *start,
                 first_row,
                 row_count: 1,
+                ..GOES
             }));
         }
         space.mappings.sort_by_key(|mapping| mapping.start);
@@ -273,7 +287,7 @@ impl TableStore {
 
     fn jit_row(&mut self) -> u32 {
         *self.jit_row.get_or_insert_with(|| {
-            self.rows.push(Rule::FRAME_POINTER.at(0));
+            self.rows.push(Rule::GUESS.at(0));
             self.stats.rows = self.rows.len() as u64;
             (self.rows.len() - 1) as u32
         })
@@ -321,7 +335,7 @@ fn build_all(files: &[(FileIdentity, &MappedFile)]) -> Vec<Built> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memtrace_common::unwind::WalkEnd;
+    use memtrace_common::unwind::{GUESSED, WalkEnd};
     use std::fs::File;
     use std::os::unix::fs::MetadataExt;
     use std::path::PathBuf;
@@ -389,7 +403,7 @@ mod tests {
         let mut store = TableStore::new();
         let space = store.space_of(&[], &[(0x5000, 0x6000), (0x8000, 0x9000)]);
         let walk = UnwindSpace { mappings: &space.mappings, rows: store.rows() };
-        let row = UnwindRow { pc: 0, kind: CfaKind::FramePointer, offset_by_8: 0, rbp: 0 };
+        let row = UnwindRow { pc: 0, kind: CfaKind::FramePointer, offset_by_8: 0, rbp: GUESSED };
         assert_eq!(walk.row_at(0x8fff), Ok(row));
         assert_eq!(walk.row_at(0x7000), Err(WalkEnd::UnknownMapping));
         assert!(space.mappings.iter().all(|mapping| store.is_approximate(mapping)));

@@ -6,7 +6,9 @@
 //! Every address gets a name: one that nothing names is `libfoo.so+0x1234`, with the object's own
 //! virtual address, or `[unmapped] 0x…`.
 //!
-//! * A return address is looked up as the address before it; answers are keyed by the address.
+//! * Where several were mapped at an address one after the other, a frame says which it means, by
+//!   its owner; what was there is named also when it has gone.
+//! * A return address is looked up as the address before it; answers are keyed by the frame.
 //!   What a signal interrupted, and where its handler returns to, are looked up as they are.
 //! * Names are cleaned: no control characters, bounded length.
 //! * The first address in an object costs a copy of its symbols and debug information (see
@@ -17,10 +19,12 @@
 //!
 //! Not `Send`: use it on the thread that made it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+
+use memtrace_common::unwind::{OWNER_OF_MANY, OWNER_UNKNOWN, owned, owner_of, plain};
 
 use blazesym::symbolize::{self, Input, Symbolized, source::Elf as ElfOf, source::Source};
 
@@ -83,18 +87,70 @@ pub struct NamedRegion {
     pub name: String,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Object { object: usize, mapping: ObjectMapping },
     Region { region: usize },
 }
+
+/// Who stands, or stood, at a range of addresses.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    end: u64,
+    place: Place,
+    /// How many were there before.
+    owner: u8,
+    /// The looks at the mappings that found it: the first, and the one after the last.
+    from_look: usize,
+    until_look: usize,
+}
+
+/// The looks at the mappings: how many changes the kernel side had counted, where none came while
+/// they were read.
+#[derive(Debug, Default)]
+struct Looks {
+    /// How many were forgotten, the first ones.
+    forgotten: usize,
+    counts: VecDeque<Option<u16>>,
+}
+
+/// Most looks that are kept: those of some minutes of a program that replaces code all the time.
+const MAX_LOOKS: usize = 1 << 16;
+
+impl Looks {
+    fn add(&mut self) {
+        if self.counts.len() == MAX_LOOKS {
+            self.counts.pop_front();
+            self.forgotten += 1;
+        }
+        self.counts.push_back(None);
+    }
+
+    /// The number of the look that is next.
+    fn next(&self) -> usize {
+        self.forgotten + self.counts.len()
+    }
+
+    /// Whether one of these looks was at this count.
+    fn any_at(&self, from: usize, until: usize, changes: u16) -> bool {
+        let first = from.saturating_sub(self.forgotten);
+        let count = until.saturating_sub(self.forgotten).saturating_sub(first);
+        self.counts.iter().skip(first).take(count).any(|look| *look == Some(changes))
+    }
+}
+
+/// Most former holders of ranges that are kept; the first ones are forgotten then.
+const MAX_FORMER: usize = 1 << 16;
 
 pub struct Symbolizer {
     options: Options,
     objects: Vec<Object>,
     regions: Vec<NamedRegion>,
     /// By start; what is mapped later takes the place of what it covers.
-    places: BTreeMap<u64, (u64, Place)>,
+    places: BTreeMap<u64, Held>,
+    /// What was covered: start and holder, in the order in which it went.
+    former: Vec<(u64, Held)>,
+    looks: Looks,
     names: HashMap<u64, AddressNames>,
     /// Where signal handlers return to.
     signal_returns: Vec<Range<u64>>,
@@ -122,6 +178,8 @@ impl Symbolizer {
             objects: Vec::new(),
             regions: Vec::new(),
             places: BTreeMap::new(),
+            former: Vec::new(),
+            looks: Looks::default(),
             names: HashMap::new(),
             signal_returns: Vec::new(),
             stats: SymbolizerStats::default(),
@@ -140,55 +198,167 @@ impl Symbolizer {
     /// Adds objects; the `object` of the answers counts them in the order in which they are added.
     pub fn add_objects(&mut self, files: &[MappedFile]) {
         for file in files {
-            let object = self.objects.len();
-            for mapping in &file.mappings {
-                let place = Place::Object { object, mapping: *mapping };
-                self.place(mapping.start, mapping.end, place);
-            }
             self.objects.push(Object { file: file.clone(), sources: None });
+            self.map_again(self.objects.len() - 1);
+        }
+    }
+
+    /// An object is mapped where it was before.
+    pub fn map_again(&mut self, object: usize) {
+        let Some(known) = self.objects.get(object) else { return };
+        for mapping in known.file.mappings.clone() {
+            self.place(mapping.start, mapping.end, Place::Object { object, mapping });
         }
     }
 
     /// Adds a range that is named as a whole. One that is there already costs nothing.
     pub fn add_region(&mut self, region: NamedRegion) {
-        if let Some((end, Place::Region { region: known })) = self.places.get(&region.start)
+        if let Some(Held { end, place: Place::Region { region: known }, .. }) =
+            self.places.get(&region.start)
             && (*end, &self.regions[*known].name) == (region.end, &region.name)
         {
             return;
         }
-        let place = Place::Region { region: self.regions.len() };
-        self.place(region.start, region.end, place);
+        let (start, end) = (region.start, region.end);
         self.regions.push(region);
+        self.place(start, end, Place::Region { region: self.regions.len() - 1 });
+    }
+
+    /// What is added from now on was found by another look at the mappings.
+    pub fn look_again(&mut self) {
+        self.looks.add();
+    }
+
+    /// Of all that was added, this is what the last look found; the rest has gone, and keeps its names.
+    pub fn keep_only(&mut self, mapped: &[Range<u64>]) {
+        let look = self.looks.next().saturating_sub(1);
+        let is_there = |start: u64, held: &Held| {
+            mapped.iter().any(|range| range.start <= start && held.end <= range.end)
+        };
+        let gone: Vec<u64> = self
+            .places
+            .iter()
+            .filter(|(start, held)| !is_there(**start, held))
+            .map(|(start, _)| *start)
+            .collect();
+        for start in gone {
+            if let Some(held) = self.places.remove(&start) {
+                self.let_go(start, Held { until_look: look, ..held });
+            }
+        }
+    }
+
+    fn let_go(&mut self, start: u64, gone: Held) {
+        let key = |start: u64, held: &Held| (start, held.end, held.owner);
+        self.former.retain(|(other, older)| key(*other, older) != key(start, &gone));
+        self.former.push((start, gone));
+        if self.former.len() > MAX_FORMER {
+            self.former.drain(..MAX_FORMER / 2);
+        }
+    }
+
+    /// No change was counted from before the last look until after it: whatever was called while the
+    /// count was `changes` is what it found.
+    pub fn settle(&mut self, changes: u16) {
+        if let Some(look) = self.looks.counts.back_mut() {
+            *look = Some(changes);
+        }
+    }
+
+    /// Who stands at an address now: the number that a frame there carries.
+    pub fn owner_at(&self, address: u64) -> u8 {
+        let held = self.places.range(..=address).next_back();
+        held.filter(|(_, held)| address < held.end).map_or(0, |(_, held)| held.owner)
+    }
+
+    /// The last frame of a stack whose walk met no mapping there, when the count was `changes`:
+    /// what was found there while it was the same.
+    pub fn own_unknown(&self, frames: &mut [u64], changes: u16) {
+        let Some(last) = frames.last_mut().filter(|last| owner_of(**last) == OWNER_UNKNOWN) else {
+            return;
+        };
+        let at = plain(*last).wrapping_sub(1);
+        let now = self.places.range(..=at).next_back().map(|(start, held)| (*start, *held));
+        let all = self.former.iter().copied().chain(now);
+        let is_it = |(start, held): &(u64, Held)| {
+            (*start..held.end).contains(&at)
+                && self.looks.any_at(held.from_look, held.until_look, changes)
+        };
+        if let Some((_, held)) = all.into_iter().find(is_it) {
+            *last = owned(*last, held.owner);
+        }
+    }
+
+    /// The number of a new holder of a range.
+    fn next_owner(&self, start: u64, end: u64, place: Place) -> u8 {
+        let held = self.places.range(..end).rev().map(|(start, held)| (*start, *held));
+        let held = held.take_while(|(_, held)| held.end > start);
+        let former = self.former.iter().copied();
+        let overlaps = |(other, held): &(u64, Held)| *other < end && held.end > start;
+        let name = |place| match place {
+            Place::Region { region } => self.regions.get(region).map(|region| &region.name),
+            Place::Object { .. } => None,
+        };
+        let mut next = 0;
+        for (other_start, other) in former.chain(held).filter(overlaps) {
+            let is_named_so = name(place).is_some() && name(place) == name(other.place);
+            let is_there_again = (other_start, other.end) == (start, end);
+            if is_there_again && (is_named_so || other.place == place) {
+                return other.owner;
+            }
+            // Generated code that grows is still generated code.
+            next = next.max(other.owner.saturating_add(u8::from(!is_named_so)));
+        }
+        next.min(OWNER_OF_MANY)
     }
 
     fn place(&mut self, start: u64, end: u64, place: Place) {
+        let owner = self.next_owner(start, end, place);
         let covered: Vec<u64> = self
             .places
             .range(..end)
             .rev()
-            .take_while(|(_, (covered_end, _))| *covered_end > start)
+            .take_while(|(_, held)| held.end > start)
             .map(|(covered_start, _)| *covered_start)
             .collect();
         for covered_start in covered {
-            if let Some((covered_end, other)) = self.places.remove(&covered_start) {
+            if let Some(other) = self.places.remove(&covered_start) {
                 if covered_start < start {
-                    self.places.insert(covered_start, (start, other));
+                    self.places.insert(covered_start, Held { end: start, ..other });
                 }
-                if covered_end > end {
-                    self.places.insert(end, (covered_end, other));
+                if other.end > end {
+                    self.places.insert(end, other);
+                }
+                if other.owner != owner {
+                    let end = other.end.min(end);
+                    let until_look = self.looks.next().saturating_sub(1);
+                    self.let_go(covered_start.max(start), Held { end, until_look, ..other });
                 }
             }
         }
         if start < end {
-            self.places.insert(start, (end, place));
-            // What was named there before was something else.
-            self.names.retain(|address, _| !(start..end).contains(&address.wrapping_sub(1)));
+            let from_look = self.looks.next().saturating_sub(1);
+            let held = Held { end, place, owner, from_look, until_look: usize::MAX };
+            self.places.insert(start, held);
+            // What was named there as nobody's is this one's.
+            self.names.retain(|frame, _| {
+                owner_of(*frame) != owner || !(start..end).contains(&plain(*frame).wrapping_sub(1))
+            });
         }
     }
 
-    fn find(&self, address: u64) -> Option<Place> {
-        let (_, (end, place)) = self.places.range(..=address).next_back()?;
-        (address < *end).then_some(*place)
+    /// Who `owner` is at an address.
+    fn find(&self, address: u64, owner: u8) -> Option<Place> {
+        if owner >= OWNER_OF_MANY {
+            return None;
+        }
+        let is_it = |held: &Held| address < held.end && held.owner == owner;
+        let now = self.places.range(..=address).next_back().map(|(_, held)| *held);
+        if let Some(held) = now.filter(is_it) {
+            return Some(held.place);
+        }
+        let former = self.former.iter().filter(|(start, _)| *start <= address);
+        former.map(|(_, held)| *held).find(is_it).map(|held| held.place)
     }
 
     pub fn stats(&self) -> &SymbolizerStats {
@@ -205,7 +375,7 @@ impl Symbolizer {
     /// Names all addresses of these stacks; each address once, sorted.
     ///
     /// `frames[0]` of a stack is looked up as it is, the others as return addresses. Addresses
-    /// named before cost nothing.
+    /// named before cost nothing. Frames carry their owners, and so do the answers.
     pub fn name_stacks<'a>(
         &mut self,
         stacks: impl IntoIterator<Item = &'a [u64]>,
@@ -229,7 +399,8 @@ impl Symbolizer {
 
     /// Rows of signal frames start a byte early, because return addresses are looked up so.
     fn returns_from_signal(&self, address: u64) -> bool {
-        self.signal_returns.iter().any(|range| range.contains(&address.wrapping_sub(1)))
+        let at = plain(address).wrapping_sub(1);
+        self.signal_returns.iter().any(|range| range.contains(&at))
     }
 
     /// Finds the names of what is not named yet: address → address to look up.
@@ -240,18 +411,25 @@ impl Symbolizer {
                 continue;
             }
             self.stats.addresses += 1;
-            match self.find(*at) {
+            let (at, owner) = (plain(*at), owner_of(*address));
+            match self.find(at, owner) {
                 Some(Place::Object { object, mapping }) => {
                     let file_offset = at - mapping.start + mapping.file_offset;
-                    by_object.entry(object).or_default().push((*address, *at, file_offset));
+                    by_object.entry(object).or_default().push((*address, at, file_offset));
                 }
                 Some(Place::Region { region }) => {
                     let name = clean(&self.regions[region].name);
-                    self.keep(*address, None, vec![plain(name)]);
+                    self.keep(*address, None, vec![nameless(name)]);
                 }
                 None => {
                     self.stats.unmapped += 1;
-                    self.keep(*address, None, vec![plain(format!("[unmapped] {address:#x}"))]);
+                    let what = match owner {
+                        OWNER_OF_MANY => "[one of many that were mapped here]",
+                        OWNER_UNKNOWN => "[not known when it was called]",
+                        _ => "[unmapped]",
+                    };
+                    let name = nameless(format!("{what} {:#x}", plain(*address)));
+                    self.keep(*address, None, vec![name]);
                 }
             }
         }
@@ -275,13 +453,14 @@ impl Symbolizer {
         for (address, at, file_offset) in addresses {
             let Some(vaddr) = sources.vaddr(*at, *file_offset) else {
                 self.stats.unnamed += 1;
-                let name = unknown(&self.objects[index].file.path, address - at, *file_offset);
+                let back = plain(*address).wrapping_sub(*at);
+                let name = unknown(&self.objects[index].file.path, back, *file_offset);
                 self.keep(*address, Some(index), vec![name]);
                 continue;
             };
             let frames = sources.go.as_ref().map(|go| go.frames(vaddr)).unwrap_or_default();
             if frames.is_empty() {
-                unnamed.push((*address, vaddr, address.wrapping_sub(*at)));
+                unnamed.push((*address, vaddr, plain(*address).wrapping_sub(*at)));
                 continue;
             }
             let names = frames.into_iter().map(|frame| Name {
@@ -305,14 +484,14 @@ impl Symbolizer {
     }
 }
 
-fn plain(function: String) -> Name {
+fn nameless(function: String) -> Name {
     Name { function, file: None, line: None, inlined: false }
 }
 
 /// `libfoo.so+0x1234`, for an address that was looked up `back` bytes earlier.
 fn unknown(path: &str, back: u64, looked_up: u64) -> Name {
     let base = path.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("[unknown]");
-    plain(clean(&format!("{base}+{:#x}", looked_up.wrapping_add(back))))
+    nameless(clean(&format!("{base}+{:#x}", looked_up.wrapping_add(back))))
 }
 
 impl Sources {

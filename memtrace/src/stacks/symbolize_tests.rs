@@ -147,16 +147,103 @@ fn a_file_that_is_no_object_names_addresses_by_itself() {
 #[test]
 fn what_is_mapped_later_takes_the_place_of_what_it_covers() {
     let mut symbolizer = Symbolizer::new(Options::default());
-    let mut add = |start, end, name: &str| {
+    for (start, end, name) in
+        [(0x1000, 0x9000, "[a]"), (0x3000, 0x4000, "[b]"), (0x8000, 0xa000, "[c]")]
+    {
         symbolizer.add_region(NamedRegion { start, end, name: name.to_owned() });
+    }
+    let now = |at: u64| owned(at + 1, symbolizer.owner_at(at));
+    let stack = [0x1000, now(0x3000), now(0x4000), now(0x8000), now(0x9fff), now(0xa000)];
+    assert_eq!(functions(&mut symbolizer, &stack), {
+        ["[a]", "[b]", "[a]", "[c]", "[c]", "[unmapped] 0xa001"]
+    });
+    // What a frame meant that was walked before.
+    let before = [0x1000, 0x3000 + 1, 0x8000 + 1];
+    assert_eq!(functions(&mut symbolizer, &before), ["[a]", "[a]", "[a]"]);
+}
+
+/// In the order of the stack.
+fn functions(symbolizer: &mut Symbolizer, stack: &[u64]) -> Vec<String> {
+    let names = symbolizer.name_stacks([stack]);
+    let name = |frame: &u64| {
+        let found = names.iter().find(|names| names.address == *frame).expect("it is answered");
+        found.names[0].function.clone()
     };
-    add(0x1000, 0x9000, "[a]");
-    add(0x3000, 0x4000, "[b]");
-    add(0x8000, 0xa000, "[c]");
-    let stack = [0x1000, 0x3000 + 1, 0x4000 + 1, 0x8000 + 1, 0x9fff + 1, 0xa000 + 1];
-    let names = symbolizer.name_stacks([&stack[..]]);
-    let functions: Vec<&str> = names.iter().map(|n| n.names[0].function.as_str()).collect();
-    assert_eq!(functions, ["[a]", "[b]", "[a]", "[c]", "[c]", "[unmapped] 0xa001"]);
+    stack.iter().map(name).collect()
+}
+
+#[test]
+fn each_of_those_that_stood_at_an_address_keeps_its_frames() {
+    let mut symbolizer = Symbolizer::new(Options::default());
+    let region = |name: &str| NamedRegion { start: 0x1000, end: 0x2000, name: name.to_owned() };
+    for name in ["[first]", "[second]", "[first]", "[second]", "[third]"] {
+        symbolizer.look_again();
+        symbolizer.add_region(region(name));
+        // The same again is the same.
+        symbolizer.add_region(region(name));
+    }
+    let stack = [0x1000, owned(0x1800, 0), owned(0x1800, 1), owned(0x1800, 2), owned(0x1800, 3)];
+    let expected = ["[first]", "[first]", "[second]", "[third]", "[unmapped] 0x1800"];
+    assert_eq!(functions(&mut symbolizer, &stack), expected);
+    assert_eq!(symbolizer.former.len(), 2, "what comes and goes all the time takes no more room");
+    for number in 0..200 {
+        symbolizer.add_region(region(&format!("[{number}]")));
+    }
+    assert_eq!(symbolizer.owner_at(0x1000), OWNER_OF_MANY);
+    let name = "[one of many that were mapped here] 0x1800";
+    let many = [0x1000, owned(0x1800, OWNER_OF_MANY)];
+    assert_eq!(functions(&mut symbolizer, &many)[1], name, "no longer told apart, so not named");
+}
+
+#[test]
+fn generated_code_that_grows_has_one_owner() {
+    let mut symbolizer = Symbolizer::new(Options::default());
+    for end in [0x2000, 0x3000, 0x9000] {
+        let name = "[generated code]".to_owned();
+        symbolizer.add_region(NamedRegion { start: 0x1000, end, name });
+        assert_eq!(symbolizer.owner_at(0x1000), 0);
+    }
+    assert!(symbolizer.former.is_empty());
+}
+
+#[test]
+fn a_frame_of_an_unknown_mapping_is_what_was_found_there_before_anything_went() {
+    let mut symbolizer = Symbolizer::new(Options::default());
+    let region = |name: &str| NamedRegion { start: 0x1000, end: 0x2000, name: name.to_owned() };
+    let unknown = owned(0x1800, OWNER_UNKNOWN);
+    let owner_when = |symbolizer: &Symbolizer, changes| {
+        let mut frames = [0x5000, unknown];
+        symbolizer.own_unknown(&mut frames, changes);
+        owner_of(frames[1])
+    };
+    symbolizer.look_again();
+    symbolizer.add_region(region("[first]"));
+    assert_eq!(owner_when(&symbolizer, 0), OWNER_UNKNOWN, "something may have changed meanwhile");
+    symbolizer.settle(0);
+    assert_eq!(owner_when(&symbolizer, 0), 0);
+    symbolizer.look_again();
+    symbolizer.add_region(region("[second]"));
+    symbolizer.settle(2);
+    assert_eq!(owner_when(&symbolizer, 0), 0, "the first one, also when it has gone");
+    assert_eq!(owner_when(&symbolizer, 2), 1);
+    assert_eq!(owner_when(&symbolizer, 1), OWNER_UNKNOWN, "it may have come and gone in between");
+    // It has been there for longer than the look that says so.
+    symbolizer.look_again();
+    symbolizer.add_region(region("[third]"));
+    symbolizer.look_again();
+    symbolizer.settle(6);
+    assert_eq!(owner_when(&symbolizer, 6), 2);
+    // And not for longer than it was there: what comes next may be called before the next look.
+    symbolizer.look_again();
+    symbolizer.keep_only(&[0x5000..0x6000]);
+    symbolizer.settle(8);
+    assert_eq!(owner_when(&symbolizer, 8), OWNER_UNKNOWN);
+    assert_eq!(owner_when(&symbolizer, 6), 2);
+    assert_eq!(functions(&mut symbolizer, &[0x5000, owned(0x1800, 2)])[1], "[third]");
+    for _ in 0..MAX_LOOKS {
+        symbolizer.look_again();
+    }
+    assert_eq!(owner_when(&symbolizer, 6), OWNER_UNKNOWN, "what is too long ago is forgotten");
 }
 
 #[test]

@@ -245,6 +245,7 @@ pub(super) fn compare_with_framehop(bytes: &[u8]) -> Agreement {
         bias: bias + table.base_vaddr,
         first_row: 0,
         row_count: table.rows.len() as u32,
+        ..UnwindMapping::default()
     };
     let space = UnwindSpace { mappings: &[mapping], rows: &table.rows };
     let mut cache = CacheX86_64::<_>::new();

@@ -7,12 +7,14 @@
 //!   interrupted, as they are.
 //! * At the entry of a function no row is needed: `CFA = RSP + 8`, RBP unchanged.
 //! * A stack ends (complete) in an [`CfaKind::End`] row, at a return address of 0, and at a
-//!   frame-pointer step from RBP = 0, which is how goroutine and thread stacks are born.
-//! * Within C the stack pointer must grow from frame to frame. A frame-pointer step may go
+//!   frame-pointer step from RBP = 0, which is how goroutine and thread stacks are born. Generated
+//!   code need not keep a frame pointer: there 0 says nothing, and the walk ends without a row.
+//! * Within C the stack pointer must grow from frame to frame. A frame-pointer step of Go may go
 //!   anywhere: Go changes stacks on the way to C and back. [`MAX_FRAMES`] bounds both.
 
 use memtrace_common::unwind::{
-    BY_STACK_DEPTH, CfaKind, G_STACK_HI, MAX_FRAMES, RBP_AT_RBP, UnwindMapping, UnwindRow, WalkEnd,
+    BY_STACK_DEPTH, CfaKind, G_STACK_HI, GUESSED, MAX_FRAMES, RBP_AT_RBP, UnwindMapping, UnwindRow,
+    WalkEnd,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,12 +100,14 @@ fn try_step(
     } else {
         bp
     };
+    let is_guess = row.kind == CfaKind::FramePointer && row.rbp == GUESSED;
+    let nothing_above = if is_guess { WalkEnd::NoUnwindRow } else { WalkEnd::Complete };
     let cfa = match row.kind {
         CfaKind::Rsp => sp.wrapping_add(offset.wrapping_mul(8)),
         CfaKind::Rbp => bp.wrapping_add(offset.wrapping_mul(8)),
         CfaKind::DerefRbp => read(bp.wrapping_add(offset.wrapping_mul(8)))?,
         CfaKind::Plt => sp.wrapping_add(8 + u64::from(pc & 15 >= 11) * 8),
-        CfaKind::FramePointer if bp == 0 => return Ok(Step::End(WalkEnd::Complete)),
+        CfaKind::FramePointer if bp == 0 => return Ok(Step::End(nothing_above)),
         CfaKind::FramePointer => bp.wrapping_add(16),
         CfaKind::Signal => {
             // struct ucontext at RSP: RBP, RSP and RIP in its sigcontext.
@@ -116,7 +120,7 @@ fn try_step(
         CfaKind::End => return Ok(Step::End(WalkEnd::Complete)),
         CfaKind::None => return Ok(Step::End(WalkEnd::NoUnwindRow)),
     };
-    let may_change_stacks = row.kind == CfaKind::FramePointer;
+    let may_change_stacks = row.kind == CfaKind::FramePointer && !is_guess;
     if cfa == sp || (cfa < sp && !may_change_stacks) {
         return Err(WalkEnd::NoProgress);
     }
@@ -128,7 +132,7 @@ fn try_step(
         (_, slot) => read(cfa.wrapping_add((i64::from(slot) * 8) as u64))?,
     };
     if return_address == 0 {
-        return Ok(Step::End(WalkEnd::Complete));
+        return Ok(Step::End(nothing_above));
     }
     Ok(Step::Caller(Registers { pc: return_address, sp: cfa, bp: caller_bp }))
 }
@@ -267,8 +271,21 @@ mod tests {
     }
 
     #[test]
+    fn generated_code_without_frame_pointers_is_no_end_of_the_stack() {
+        let guess = row(CfaKind::FramePointer, 0, GUESSED);
+        let no_row = Step::End(WalkEnd::NoUnwindRow);
+        assert_eq!(step(guess, Registers { bp: 0, ..AT }, read), no_row);
+        let zeros = |address| (0x1000..0x3000).contains(&address).then_some(0);
+        assert_eq!(step(guess, AT, zeros), no_row, "a return address of 0 is none");
+        let lower = Registers { bp: 0x500, ..AT };
+        assert_eq!(step(guess, lower, |_| Some(7)), Step::End(WalkEnd::NoProgress));
+        let caller = Registers { pc: 0x10_2008, sp: 0x2010, bp: 0x10_2000 };
+        assert_eq!(step(guess, AT, read), Step::Caller(caller), "where it keeps one");
+    }
+
+    #[test]
     fn a_walk_without_end_is_cut_at_the_most_frames_kept() {
-        let mapping = UnwindMapping { start: 0, end: 1 << 40, bias: 0, first_row: 0, row_count: 1 };
+        let mapping = UnwindMapping { end: 1 << 40, row_count: 1, ..UnwindMapping::default() };
         let rows = [row(CfaKind::Rsp, 1, 0).pack()];
         let space = UnwindSpace { mappings: &[mapping], rows: &rows };
         let (frames, end) = walk(space, Start::AtEntry, AT, |_| Some(0x400));
@@ -283,6 +300,7 @@ mod tests {
             bias: start,
             first_row,
             row_count,
+            ..UnwindMapping::default()
         };
         let rows = [row(CfaKind::Rsp, 1, 0).pack(), row(CfaKind::None, 0, 0).pack()];
         let mappings = [mapping(0x1000, 0, 1), mapping(0x4000, 1, 1), mapping(0x6000, 5, 9)];

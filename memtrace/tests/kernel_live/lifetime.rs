@@ -53,6 +53,23 @@ fn an_exec_closes_the_books_and_is_told() {
     assert_eq!(books.losses(), []);
 }
 
+#[test]
+fn mappings_handed_over_after_an_exec_do_not_bring_the_process_back() {
+    let mut target = Target::start();
+    target.run("malloc 0 13");
+    target.program.send("exec");
+    assert_eq!(target.program.answer(), "ready 2");
+    // As a look at the mappings does that comes before the notice is read.
+    target.set_mappings(|_| true);
+    target.run("malloc 1 17");
+    assert_eq!(target.books().outstanding(), (13, 1), "the new image's calls are not booked");
+    let pid = target.program.pid();
+    target.kernel.remove_process(pid).unwrap();
+    target.set_mappings(|_| true);
+    target.run("malloc 2 19");
+    assert_eq!(target.books().outstanding(), (32, 2), "set anew it is traced");
+}
+
 /// What the kernel side said, of all tests.
 static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
 

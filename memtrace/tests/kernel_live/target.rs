@@ -221,6 +221,7 @@ impl Target {
                 bias: start,
                 first_row: if name == path { own } else { other },
                 row_count: 1,
+                ..UnwindMapping::default()
             })
             .collect();
         self.kernel.set_process(self.program.pid(), &mappings).unwrap();

@@ -13,7 +13,8 @@
 
 /* The compiler may neither drop the allocation nor turn the call before it into a tail call. */
 #define KEEP(pointer) __asm__ volatile("" : : "r"(pointer) : "memory")
-#define SITE __attribute__((noinline, noclone))
+/* A function of its own: neither inlined nor one with another of the same code. */
+#define SITE __attribute__((noinline, noclone, no_icf))
 
 struct truth_entry {
     const char *name;

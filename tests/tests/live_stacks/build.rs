@@ -72,13 +72,28 @@ pub fn library(compiler: &str, name: &str, file: &str, flags: &[&str]) -> Result
 
 /// Without the symbols and the debug information of `of`.
 pub fn stripped(name: &str, of: &Path) -> Result<PathBuf> {
+    stripped_but(name, of, &[])
+}
+
+/// The same with some of its symbols left.
+pub fn stripped_but(name: &str, of: &Path, left: &[&str]) -> Result<PathBuf> {
     let made = fs::metadata(of)?.modified()?;
     once(name, |output| {
         let mut command = Command::new("strip");
         // Part of the command's text, so that another original is stripped again.
         command.env("OF", format!("{made:?}")).arg("-o").arg(output).arg(of);
+        command.args(left.iter().map(|symbol| format!("--keep-symbol={symbol}")));
         command
     })
+}
+
+/// levels.c in a static program over musl, with no symbols but those of the allocator: without them
+/// there is nothing to probe.
+pub fn static_musl_stripped() -> Result<PathBuf> {
+    const SOURCES: &[&str] = &["levels_main.c", "levels.c"];
+    let whole = program("musl-gcc", "levels-musl-static", SOURCES, &["-static"])?;
+    let left = ["malloc", "calloc", "realloc", "free", "aligned_alloc", "posix_memalign"];
+    stripped_but("levels-musl-static-stripped", &whole, &left)
 }
 
 pub fn has_section(object: &Path, section: &str) -> Result<bool> {

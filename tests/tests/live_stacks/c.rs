@@ -113,6 +113,23 @@ fn generated_code_is_stepped_through_and_marked_as_a_guess() -> Result<()> {
     Ok(())
 }
 
+/// A frame pointer of 0 is an end of the stack only where one is kept; another value that is none
+/// leads nowhere.
+#[test]
+fn a_stack_through_generated_code_without_frame_pointers_is_not_whole() -> Result<()> {
+    let program = build::program("gcc", "generated", &["generated.c"], &[])?;
+    let traced = trace(&program, NO_ARGUMENTS, &[])?;
+    let reasons = [(3331, "no unwind table for 0x"), (4441, "broken frame above 0x")];
+    for (size, reason) in reasons {
+        let stack = traced.leak(size)?;
+        let seen = names(stack);
+        ensure!(!stack.complete && seen.len() == 4, "{stack}");
+        ensure!(seen[..3] == list(&[&["malloc", "leak", GENERATED]]), "{stack}");
+        ensure!(seen[3].starts_with(&format!("[truncated: {reason}")), "{stack}");
+    }
+    Ok(())
+}
+
 #[test]
 fn allocators_that_call_others_have_whole_stacks_with_their_mappings() -> Result<()> {
     let program = build::program("gcc", "nested", &["nested.c"], &[])?;
@@ -199,6 +216,22 @@ fn musl_stacks_are_whole_above_the_allocator() -> Result<()> {
     let program = build::program("musl-gcc", "levels-musl-static", LEVELS_MAIN, &["-static"])?;
     let names = ["libc_start_main_stage2", "start"];
     check("static musl", &trace(&program, NO_ARGUMENTS, &[])?, names)
+}
+
+/// Without names there are no lists of names: the stacks are as long, and whole.
+#[test]
+fn stacks_of_a_stripped_static_musl_program_are_whole_in_threads_as_well() -> Result<()> {
+    let program = build::static_musl_stripped()?;
+    let traced = trace(&program, NO_ARGUMENTS, &[])?;
+    let frames = |size| -> Result<usize> {
+        let stack = traced.leak(size)?;
+        ensure!(stack.complete, "{stack}");
+        Ok(stack.frames.len())
+    };
+    // The levels, and from_main, main and what calls it; thread_body and what calls that.
+    ensure!(frames(1111)? == LEVELS.len() + 3, "{}", traced.leak(1111)?);
+    ensure!(frames(2221)? == LEVELS.len() + 2, "{}", traced.leak(2221)?);
+    Ok(())
 }
 
 /// The startup files and the linker's PLT have unwind information of their own.

@@ -70,6 +70,59 @@ fn a_library_at_the_address_of_another_is_unwound_and_named_as_itself() -> Resul
     Ok(())
 }
 
+/// Libraries that take turns at one address, each called as fast as possible from its first moment:
+/// each stack names the library that was there, or is cut short before it, with the reason.
+#[test]
+fn of_libraries_that_take_turns_at_an_address_no_stack_is_anothers() -> Result<()> {
+    let library = build::levels()?.display().to_string();
+    let other = build::library("gcc", "lib/libother.so", "other.c", &[])?.display().to_string();
+    let program = build::program("gcc", "swapped", &["swapped.c"], &["-ldl"])?;
+    const TURNS: u64 = 20;
+    let arguments = [library.as_str(), &other, &TURNS.to_string()];
+    let _turn = serial::alone()?;
+    let program = Program::start(&program, &arguments, &[])?;
+    let (traced, truth) = trace_started(program, &["--interval", "300ms"])?;
+    let sites = [
+        ("liblevels", 1001, whole(&LEVELS, "call")),
+        ("libother", 2003, whole(&["malloc", "other_inner", "other_middle", "leak_a"], "call")),
+    ];
+    let stacks = &traced.last()?.native.stacks;
+    let (mut told, mut complete, mut changed) = (0, [0, 0], 0);
+    for stack in stacks {
+        let names = names(stack);
+        let is_of = |(_, size, _): &&(&str, u64, Vec<String>)| stack.bytes == size * stack.blocks;
+        if stack.complete {
+            // Of the loader's own, too.
+            let Some(at) = sites.iter().position(|site| site.2 == names) else {
+                ensure!(!names.contains(&"call".to_owned()), "neither's: {stack}");
+                continue;
+            };
+            ensure!(is_of(&&sites[at]), "not the blocks of {}: {stack}", sites[at].0);
+            complete[at] += stack.blocks;
+        } else {
+            let (note, frames) = names.split_last().context("a stack has frames")?;
+            let unknown = note.starts_with("[truncated: unknown mapping above ");
+            ensure!(unknown || note.starts_with("[truncated: mappings changed, "), "{stack}");
+            // Calls of both that were cut short at the leaf are one row.
+            let of: Vec<_> = sites.iter().filter(|site| site.2.starts_with(frames)).collect();
+            let one = of.len() == 1 && is_of(&of[0]);
+            let nameless = frames.len() == 1
+                || frames[1].starts_with("[not known when it was called]") && frames.len() == 2;
+            ensure!(one || nameless, "cut short, and wrong: {stack}");
+            changed += stack.blocks;
+        }
+        told += stack.blocks;
+    }
+    let calls: u64 = truth.sites.iter().map(|site| site.blocks).sum();
+    println!(
+        "{calls} calls in {TURNS} turns: {} and {} whole, {changed} cut short",
+        complete[0], complete[1]
+    );
+    ensure!(complete.iter().all(|whole| *whole > 0), "no table came in time: {complete:?}");
+    ensure!(told >= calls && told - calls < 100, "{told} calls told of {calls}");
+    Ok(())
+}
+
 #[test]
 fn a_library_replaced_on_disk_is_unwound_and_named_from_what_is_mapped() -> Result<()> {
     let directory = tempfile::tempdir().context("create a directory for the libraries")?;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use memtrace_common::unwind::CfaKind;
+use memtrace_common::unwind::{CfaKind, WalkEnd};
 use tokio::io::unix::AsyncFd;
 
 use super::exit::SessionError;
@@ -131,9 +131,13 @@ impl Check {
     /// The mappings as they are now, to the kernel side and to framehop.
     fn publish(&mut self) -> Result<()> {
         self.space.publish(&mut self.kernel, self.target.process.pid())?;
+        self.tell_second();
+        Ok(())
+    }
+
+    fn tell_second(&mut self) {
         self.mappings = self.space.current().mappings;
         self.second.set_files(&self.space.mappings.files);
-        Ok(())
     }
 
     fn attach(&mut self, planned: &Planned) -> Result<()> {
@@ -156,8 +160,11 @@ impl Check {
 
     fn arm(&mut self) -> Result<()> {
         let pid = self.target.process.pid();
+        let blind = self.space.watch_loader(&mut self.kernel, pid)?;
+        self.not_probed.extend(blind);
         let planned = std::mem::take(&mut self.planned);
         self.attach(&planned)?;
+        self.rescan();
         if self.probes == 0 {
             let reasons = reasons(&self.not_probed);
             return Err(match self.target.process.has_exited() {
@@ -217,7 +224,8 @@ impl Check {
         let rows = UnwindSpace { mappings, rows: space.tables.rows() };
         let pid = self.target.process.pid();
         let notices = kernel.drain_selftest(limit, |sample| {
-            if sample.tgid != pid || sample.generation != generation {
+            let is_distrusted = sample.end == WalkEnd::MappingsChanged;
+            if sample.tgid != pid || sample.generation != generation || is_distrusted {
                 *outdated += 1;
                 return;
             }
@@ -233,14 +241,20 @@ impl Check {
             });
         });
         let mut ended = None;
+        let mut changed = false;
         for notice in notices {
             match notice {
                 Notice::Exec { tgid } if tgid == pid => {
                     ended = Some("the process replaced its program (exec)".to_owned());
                 }
-                Notice::UnknownMapping { tgid, .. } if tgid == pid => self.rescan(),
-                Notice::Exec { .. } | Notice::UnknownMapping { .. } | Notice::Exit { .. } => {}
+                Notice::UnknownMapping { tgid, .. } | Notice::MappingsChanged { tgid } => {
+                    changed |= tgid == pid;
+                }
+                Notice::Exec { .. } | Notice::Exit { .. } => {}
             }
+        }
+        if changed {
+            self.rescan();
         }
         ended
     }
@@ -256,9 +270,9 @@ impl Check {
 
     fn follow_mappings(&mut self) -> Result<()> {
         let process = &self.target.process;
-        let Some(files) = self.space.arrived(process)? else { return Ok(()) };
-        let planned = plan_for(process, &files, &self.host);
-        self.publish()?;
+        let Some(files) = self.space.follow(process, &mut self.kernel)? else { return Ok(()) };
+        self.tell_second();
+        let planned = plan_for(&self.target.process, &files, &self.host);
         self.attach(&planned)
     }
 

@@ -100,6 +100,9 @@ impl Report {
         if sums.evaluated_steps > 0 {
             line(out, 1, "by gimli in place of framehop", sums.evaluated_steps, "expressions")?;
         }
+        if sums.go_steps > 0 {
+            line(out, 1, "by Go's own table of frame sizes", sums.go_steps, "compiled Go")?;
+        }
         line(out, 0, "steps not checked", sums.unchecked_steps, "no unwind information")?;
         if let Some(mean) = sums.mean_frames() {
             writeln!(out, "{:<46}{mean:>12.1}  the most: {}", "frames, mean", sums.most_frames)?;
@@ -166,6 +169,7 @@ impl Report {
             "walks_truncated": truncated,
             "steps_checked": sums.checked_steps,
             "steps_evaluated": sums.evaluated_steps,
+            "steps_by_go": sums.go_steps,
             "steps_unchecked": sums.unchecked_steps,
             "frames_mean": sums.mean_frames(),
             "frames_most": sums.most_frames,
@@ -265,6 +269,7 @@ mod tests {
                 frames: vec![1, 2],
                 end: OpinionEnd::Complete,
                 evaluated_steps: 0,
+                go_steps: 0,
                 unchecked_steps: 0,
             };
             let walk = vec![1, 2];

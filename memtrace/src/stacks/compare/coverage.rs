@@ -17,6 +17,8 @@ use gimli::{
 
 use super::evaluate::{Evaluated, evaluate, needs_memory};
 use crate::stacks::elf::{ByteSource, Elf, ElfSegments};
+use crate::stacks::go_object::find_go_functions;
+use crate::stacks::pclntab::PclnTable;
 use crate::stacks::rules::Bytes;
 use crate::stacks::table::find_eh_frame;
 use crate::stacks::walk::Registers;
@@ -27,6 +29,8 @@ pub enum Speaker {
     Framehop,
     /// An expression that reads memory: a signal's frame, a realigned one.
     Expression,
+    /// Go's own table of frame sizes.
+    Go,
     /// Nothing describes the code, or in a way that neither understands.
     Nobody,
 }
@@ -54,6 +58,7 @@ pub struct UnwindInformation {
     debug_frame: Option<Arc<[u8]>>,
     text: Option<Range<u64>>,
     got: Option<Range<u64>>,
+    go: Option<PclnTable<'static>>,
 }
 
 impl UnwindInformation {
@@ -72,19 +77,51 @@ impl UnwindInformation {
                 .map(|bytes| Arc::from(&*bytes)),
         };
         let (text, got) = (range(".text"), range(".got"));
+        let is_go = elf.is_go();
+        let go = is_go.then(|| find_go_functions(&elf).map(PclnTable::into_owned)).flatten();
         let segments = elf.segments;
         let covered = Vec::new();
-        let mut found = Self { segments, covered, eh_frame, eh_frame_hdr, debug_frame, text, got };
+        let mut found =
+            Self { segments, covered, eh_frame, eh_frame_hdr, debug_frame, text, got, go };
         found.covered = found.list();
         found
     }
 
     /// Who can step from an address of the object.
     pub fn speaker(&self, vaddr: u64) -> Speaker {
-        match self.frame() {
+        let described = match self.frame() {
             Some(Frame::Eh(section)) => self.speaker_in(&section, vaddr),
             Some(Frame::Debug(section)) => self.speaker_in(&section, vaddr),
             None => Speaker::Nobody,
+        };
+        match described {
+            Speaker::Nobody if self.go_frame_bytes(vaddr).is_some() => Speaker::Go,
+            described => described,
+        }
+    }
+
+    /// How far RSP stands below the return address in compiled Go.
+    fn go_frame_bytes(&self, vaddr: u64) -> Option<u64> {
+        self.go.as_ref()?.frame_bytes(vaddr)
+    }
+
+    /// The step from a call in compiled Go to its caller: `CFA = RSP + frame + 8` by Go's table of
+    /// frame sizes, with the caller's RBP below the return address. Frame pointers are not used.
+    pub fn go_step(
+        &self,
+        vaddr: u64,
+        at: Registers,
+        read: &mut dyn FnMut(u64) -> Option<u64>,
+    ) -> Evaluated {
+        let Some(bytes) = self.go_frame_bytes(vaddr) else { return Evaluated::Failed };
+        let slot = at.sp.wrapping_add(bytes);
+        let saved_at = slot.wrapping_sub(8);
+        match (read(slot), read(saved_at)) {
+            (None, _) => Evaluated::CannotRead(slot),
+            (_, None) => Evaluated::CannotRead(saved_at),
+            (Some(pc), Some(bp)) => {
+                Evaluated::Caller(Registers { pc, sp: slot.wrapping_add(8), bp })
+            }
         }
     }
 

@@ -11,8 +11,9 @@
 //! reason: then the other's frames go on from there. All else is a *contradiction*: another frame,
 //! or an end of the stack that the other one passes. framehop speaks only where the object has
 //! unwind information that it evaluates; gimli speaks where that is an expression which reads
-//! memory. Where nothing is described (Go's text, generated code), both would guess: the walk's own
-//! step is taken and counted as unchecked.
+//! memory; and in compiled Go the runtime's own table of frame sizes, where the walk goes by frame
+//! pointers. Where nothing is described (Go's assembly, which changes stacks; generated code), both
+//! would guess: the walk's own step is taken and counted as unchecked.
 
 pub mod coverage;
 mod evaluate;
@@ -34,6 +35,8 @@ pub struct Opinion {
     pub end: OpinionEnd,
     /// Steps by gimli in place of framehop.
     pub evaluated_steps: u32,
+    /// Steps by Go's own table of frame sizes.
+    pub go_steps: u32,
     /// Steps that no unwind information describes, taken as the walk takes them.
     pub unchecked_steps: u32,
 }

@@ -1,8 +1,8 @@
 //! framehop over copied memory: the second opinion on a walk.
 //!
 //! framehop keeps its own registers from frame to frame and is asked only where the object
-//! describes the code in a way that it evaluates. Elsewhere gimli steps, or the walk, after both
-//! agreed on RSP and RBP.
+//! describes the code in a way that it evaluates. Elsewhere gimli steps, in compiled Go the runtime's
+//! own table of frame sizes, or the walk, after both agreed on RSP and RBP.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -147,6 +147,7 @@ impl SecondOpinion {
             frames: Vec::new(),
             end: OpinionEnd::Stopped(Stop::Failed),
             evaluated_steps: 0,
+            go_steps: 0,
             unchecked_steps: 0,
         };
         let Some(entry) = walk.registers.first() else { return opinion };
@@ -178,12 +179,17 @@ impl SecondOpinion {
             let index = opinion.frames.len() - 1;
             let look_up_at = address.address_for_lookup();
             let at = Registers { pc: registers.ip(), sp: registers.sp(), bp: registers.bp() };
-            let (place, speaker) = self.speaker(look_up_at);
+            let (place, mut speaker) = self.speaker(look_up_at);
+            // Go's table is of calls: in the middle of a prologue RBP may not be saved yet.
+            if speaker == Speaker::Go && walk.interrupted.contains(&index) {
+                speaker = Speaker::Nobody;
+            }
             let stepped = match (place, speaker) {
                 (_, Speaker::Framehop) => {
                     self.ask_framehop(address, &mut registers, memory).map(|()| registers)
                 }
                 (Some(place), Speaker::Expression) => self.ask_gimli(place, look_up_at, at, memory),
+                (Some(place), Speaker::Go) => self.ask_go(place, look_up_at, at, memory),
                 _ => follow_walk(walk, index, at),
             };
             registers = match stepped {
@@ -191,6 +197,7 @@ impl SecondOpinion {
                 Err(end) => return end,
             };
             opinion.evaluated_steps += u32::from(speaker == Speaker::Expression);
+            opinion.go_steps += u32::from(speaker == Speaker::Go);
             opinion.unchecked_steps += u32::from(speaker == Speaker::Nobody);
             let pc = registers.ip();
             let is_interrupted = walk.interrupted.contains(&(index + 1));
@@ -227,12 +234,30 @@ impl SecondOpinion {
     ) -> Result<UnwindRegsX86_64, OpinionEnd> {
         let place = &self.places[place];
         let vaddr = look_up_at.wrapping_sub(place.load_bias);
-        match place.information.evaluate(vaddr, at, &mut |address| memory.read(address)) {
-            Evaluated::Caller(caller) => Ok(told(caller)),
-            Evaluated::End => Err(OpinionEnd::Complete),
-            Evaluated::CannotRead(at) => Err(not_copied(memory, at)),
-            Evaluated::Failed => Err(OpinionEnd::Stopped(Stop::NoUnwindInformation)),
-        }
+        let mut read = |address| memory.read(address);
+        opined(place.information.evaluate(vaddr, at, &mut read), memory)
+    }
+
+    fn ask_go(
+        &self,
+        place: usize,
+        look_up_at: u64,
+        at: Registers,
+        memory: CopiedMemory<'_>,
+    ) -> Result<UnwindRegsX86_64, OpinionEnd> {
+        let place = &self.places[place];
+        let vaddr = look_up_at.wrapping_sub(place.load_bias);
+        let mut read = |address| memory.read(address);
+        opined(place.information.go_step(vaddr, at, &mut read), memory)
+    }
+}
+
+fn opined(evaluated: Evaluated, memory: CopiedMemory<'_>) -> Result<UnwindRegsX86_64, OpinionEnd> {
+    match evaluated {
+        Evaluated::Caller(caller) => Ok(told(caller)),
+        Evaluated::End => Err(OpinionEnd::Complete),
+        Evaluated::CannotRead(at) => Err(not_copied(memory, at)),
+        Evaluated::Failed => Err(OpinionEnd::Stopped(Stop::NoUnwindInformation)),
     }
 }
 

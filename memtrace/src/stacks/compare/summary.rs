@@ -54,6 +54,8 @@ pub struct Summary {
     pub unchecked_steps: u64,
     /// Of the confirmed steps, those that gimli took in place of framehop.
     pub evaluated_steps: u64,
+    /// And those by Go's own table of frame sizes.
+    pub go_steps: u64,
     /// Walks that reached the end of the stack.
     pub complete: u64,
     pub truncated: BTreeMap<Truncation, u64>,
@@ -100,6 +102,7 @@ impl Summary {
         }
         self.unchecked_steps += unchecked;
         self.evaluated_steps += u64::from(framehop.evaluated_steps);
+        self.go_steps += u64::from(framehop.go_steps);
         self.checked_steps += taken.saturating_sub(unchecked);
     }
 
@@ -124,5 +127,6 @@ pub const fn reason(end: WalkEnd) -> &'static str {
         WalkEnd::NoProgress => "broken frame",
         WalkEnd::StoreFull => "stack store full",
         WalkEnd::HashCollision => "hash collision",
+        WalkEnd::MappingsChanged => "mappings changed",
     }
 }

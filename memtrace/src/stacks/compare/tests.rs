@@ -8,7 +8,7 @@ use super::*;
 use crate::stacks::walk::{Registers, UnwindSpace};
 
 fn opinion(frames: &[u64], end: OpinionEnd) -> Opinion {
-    Opinion { frames: frames.to_vec(), end, evaluated_steps: 0, unchecked_steps: 0 }
+    Opinion { frames: frames.to_vec(), end, evaluated_steps: 0, go_steps: 0, unchecked_steps: 0 }
 }
 
 fn disagree(frame: usize, kind: ContradictionKind) -> Verdict {
@@ -79,6 +79,7 @@ fn sums_tell_what_was_checked_and_what_was_not() {
             frames: frames.to_vec(),
             end: OpinionEnd::Complete,
             evaluated_steps: 0,
+            go_steps: 0,
             unchecked_steps,
         };
         let compared = Compared { tid: 7, verdict, walk: frames.to_vec(), walk_end, framehop };
@@ -241,6 +242,7 @@ mod compiled {
                 bias: BASE + self.table.base_vaddr,
                 first_row: 0,
                 row_count: rows.len() as u32,
+                ..UnwindMapping::default()
             };
             ReferenceWalk::of(UnwindSpace { mappings: &[mapping], rows }, entry, memory)
         }
