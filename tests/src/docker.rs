@@ -77,9 +77,49 @@ impl Image {
         for library in libraries.iter().map(PathBuf::as_path).chain(more.iter().copied()) {
             copy(library, &root.path().join(library.strip_prefix("/")?))?;
         }
+        Self::import(name, root.path())
+    }
+
+    /// An image of programs at the paths that they have here, with their libraries, and of
+    /// directories with all that is in them: a server of this machine's packages.
+    pub fn of_packages(name: &str, executables: &[&Path], directories: &[&str]) -> Result<Self> {
+        let root = tempfile::tempdir().context("create a directory for the image")?;
+        let place = |path: &Path| -> Result<PathBuf> {
+            Ok(root.path().join(path.strip_prefix("/").context("an absolute path")?))
+        };
+        for directory in ["tmp", "var/tmp", "run", "etc", "proc"] {
+            fs::create_dir_all(root.path().join(directory))?;
+        }
+        // Some servers refuse to be root, and ask who they are.
+        let users = "root:x:0:0:root:/:/bin/sh\nserver:x:1000:1000:server:/tmp:/bin/sh\n";
+        fs::write(root.path().join("etc/passwd"), users)?;
+        for directory in ["tmp", "var/tmp", "run"] {
+            set_open(&root.path().join(directory))?;
+        }
+        for executable in executables {
+            let real = fs::canonicalize(executable)
+                .with_context(|| format!("find `{}`", executable.display()))?;
+            for library in needed_libraries(&real)? {
+                copy(&library, &place(&library)?)?;
+            }
+            copy(&real, &place(executable)?)?;
+        }
+        for directory in directories {
+            let (from, to) = (Path::new(directory), place(Path::new(directory))?);
+            fs::create_dir_all(&to)?;
+            let mut all = Command::new("cp");
+            let done = all.arg("-rL").arg(from.join(".")).arg(&to).output().context("run cp")?;
+            if !done.status.success() {
+                bail!("copy `{directory}`: {}", String::from_utf8_lossy(&done.stderr));
+            }
+        }
+        Self::import(name, root.path())
+    }
+
+    fn import(name: &str, root: &Path) -> Result<Self> {
         let name = format!("memtrace-test-{}-{name}", std::process::id());
         let mut tar = Command::new("tar");
-        tar.arg("-C").arg(root.path()).args(["-c", "."]).stdout(std::process::Stdio::piped());
+        tar.arg("-C").arg(root).args(["-c", "."]).stdout(std::process::Stdio::piped());
         let mut archive = tar.spawn().context("run tar")?;
         let Some(stream) = archive.stdout.take() else { bail!("tar has no output") };
         let import = Command::new("docker")
@@ -100,6 +140,13 @@ impl Drop for Image {
         // An image in use by a container that could not be removed stays.
         _ = docker(&["rmi", "--force", &self.name]);
     }
+}
+
+/// Anybody may write there.
+fn set_open(directory: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o1777))
+        .with_context(|| format!("open `{}` to all", directory.display()))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

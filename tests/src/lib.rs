@@ -9,6 +9,7 @@ pub mod compile;
 pub mod conformance;
 pub mod docker;
 pub mod go_books;
+pub mod ledger;
 pub mod memtrace;
 pub mod program;
 pub mod recorded;

@@ -30,6 +30,9 @@ pub struct Snapshot {
     pub go: Value,
     #[serde(rename = "self")]
     pub own: Value,
+    /// The ledger, as `memtrace explain` tells it.
+    #[serde(default)]
+    pub memory: Value,
     /// The laws that memtrace checks on its own books.
     pub checks: Vec<Check>,
 }

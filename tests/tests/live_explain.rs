@@ -7,106 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use memtrace_tests::compile::{self, Kind};
 use memtrace_tests::docker::{Container, Image, docker};
+use memtrace_tests::ledger::{
+    Explained, Freezer, PAGE, about, docker_figure, ledger_container, truth_of,
+};
 use memtrace_tests::memtrace::{self, binary, exit_code};
 use memtrace_tests::wait::{self, Lines};
 use memtrace_tests::{serial, wait::until};
 use serde_json::Value;
-
-const PAGE: i64 = 4096;
-
-/// One explanation, as JSON.
-struct Explained(Value);
-
-impl Explained {
-    fn of(arguments: &[&str]) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let path = directory.path().join("ledger.json");
-        let mut all = vec!["explain", "--json", path.to_str().context("a path")?];
-        all.extend(arguments);
-        let output = memtrace::run(&all)?;
-        ensure!(
-            output.status.success(),
-            "memtrace ended with {}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(Self(serde_json::from_slice(&fs::read(&path)?)?))
-    }
-
-    /// Bytes of the first row with this key below `charge`, or of the process's own tree.
-    fn row(&self, tree: &str, key: &str) -> Result<i64> {
-        let root = match tree {
-            "charge" => &self.0["charge"],
-            process_tree => &self.0["processes"][0][process_tree],
-        };
-        let row = find(root, key).with_context(|| format!("no row `{key}` in {tree}: {root:#}"))?;
-        row["bytes"].as_i64().with_context(|| format!("`{key}` is unknown: {row:#}"))
-    }
-
-    fn tool(&self, key: &str) -> Result<i64> {
-        let tools = self.0["tools"].as_array().context("tools")?;
-        let tool = tools.iter().find(|tool| tool["key"] == key).context("the tool")?;
-        tool["bytes"].as_i64().with_context(|| format!("{tool:#}"))
-    }
-
-    fn laws_hold(&self) -> Result<()> {
-        let checks = self.0["checks"].as_array().context("checks")?;
-        ensure!(!checks.is_empty(), "no law was checked");
-        let broken: Vec<&Value> = checks.iter().filter(|check| check["holds"] == false).collect();
-        ensure!(broken.is_empty(), "broken: {broken:#?}");
-        Ok(())
-    }
-
-    fn has_law(&self, name: &str) -> bool {
-        let checks = self.0["checks"].as_array();
-        checks.is_some_and(|all| all.iter().any(|it| it["name"] == name && it["holds"] == true))
-    }
-}
-
-fn find<'a>(row: &'a Value, key: &str) -> Option<&'a Value> {
-    if row["key"] == key {
-        return Some(row);
-    }
-    row["rows"].as_array()?.iter().find_map(|child| find(child, key))
-}
-
-/// `figure` is what was planted, at least, and no more than `more` above it.
-fn about(what: &str, figure: i64, planted: i64, more: i64) -> Result<()> {
-    ensure!(
-        (planted..=planted + more).contains(&figure),
-        "{what}: {figure} B, planted {planted} B, at most {more} B more"
-    );
-    Ok(())
-}
-
-fn truth_in(logs: &str) -> Result<Option<Value>> {
-    match logs.lines().find(|line| line.starts_with('{')) {
-        Some(line) => Ok(Some(serde_json::from_str(line)?)),
-        None => Ok(None),
-    }
-}
-
-fn truth_of(container: &Container) -> Result<Value> {
-    let mut truth = None;
-    until("the truth", Duration::from_secs(60), || {
-        truth = truth_in(&container.logs()?)?;
-        Ok(truth.is_some())
-    })?;
-    truth.context("the truth")
-}
-
-fn ledger_container(name: &str, more: &[&str]) -> Result<(Image, Container)> {
-    let program = compile::program("ledger", Kind::C)?;
-    let image = Image::of(name, &[&program], &[])?;
-    let mut arguments = vec!["--network", "none", "--memory", "256m", "--shm-size", "32m"];
-    arguments.extend(["--env", "STAY=1", &image.name, "/ledger", "/tmp"]);
-    arguments.extend(more);
-    let container = Container::run(name, &arguments)?;
-    Ok((image, container))
-}
 
 #[test]
 fn planted_amounts_are_found_in_their_classes() -> Result<()> {
@@ -165,27 +75,29 @@ fn planted_amounts_are_found_in_their_classes() -> Result<()> {
         explained.row("charge", "inactive_file")? + explained.row("charge", "active_file")?;
     // The program itself and its libraries may be charged here: the image is new.
     about("page cache of files", files, cached, 4 << 20)?;
-    // An skb of 64 KiB and a file of at least 192 bytes (struct file) each; on v1 nothing tells
-    // them from the rest of the kernel's memory.
-    let least = planted("sockets")? + planted("files")? * 192;
-    about("sockets and files", explained.row("charge", "kernel_residual")?, least, 6 << 20)?;
+    in_the_kernel(&explained, &truth)?;
     Ok(())
 }
 
-/// `41.3MiB / 256MiB` → 41.3 MiB, and how far the rounding may be off.
-fn docker_figure(text: &str) -> Result<(f64, f64)> {
-    let used = text.split('/').next().context("usage")?.trim();
-    let split = used.find(|c: char| c.is_ascii_alphabetic()).context("a unit")?;
-    let (number, unit) = used.split_at(split);
-    let scale = match unit {
-        "B" => 1.0,
-        "KiB" => 1024.0,
-        "MiB" => 1048576.0,
-        "GiB" => 1073741824.0,
-        _ => anyhow::bail!("the unit of `{text}`"),
-    };
-    let decimals = number.split_once('.').map_or(0, |(_, digits)| digits.len());
-    Ok((number.parse::<f64>()? * scale, scale / 10f64.powi(decimals as i32)))
+/// An skb of 64 KiB for each socket pair, and for each open file at least 192 bytes (`struct file`);
+/// what TCP holds is in no charge on v1 where no limit is set for it.
+fn in_the_kernel(explained: &Explained, truth: &Value) -> Result<()> {
+    let planted = |key: &str| truth[key].as_i64().with_context(|| format!("no `{key}`"));
+    let (sockets, files, tcp) = (planted("sockets")?, planted("files")? * 192, planted("tcp")?);
+    ensure!(files >= 4_000 * 192 && tcp >= 1 << 20 && sockets >= 1 << 20, "planted: {truth}");
+    if !explained.is_v2() {
+        // Nothing tells them from the rest of the kernel's memory.
+        let rest = explained.row("charge", "kernel_residual")?;
+        return about("sockets and files", rest, sockets + files, 8 << 20);
+    }
+    // Pages of an skb are no slab; its head is, and both counters lag by a batch for each processor.
+    let rest = explained.row("charge", "kernel_residual")?;
+    about("sockets", rest, sockets * 3 / 4, 3 << 20)?;
+    about("open files", explained.row("charge", "slab_unreclaimable")?, files, 6 << 20)?;
+    // Buffers are counted by their true size, up to twice what is in them.
+    about("TCP's buffers", explained.row("charge", "sock")?, tcp, tcp + (1 << 20))?;
+    let stacks = (planted("stacks")? + 1) * (16 << 10);
+    about("stacks in the kernel", explained.row("charge", "kernel_stack")?, stacks, 64 << 10)
 }
 
 #[test]
@@ -292,8 +204,19 @@ fn two_thousand_mappings_are_explained_in_300_ms() -> Result<()> {
     }
     println!("{maps} mappings explained in {best:?}, {least_cpu:?} of CPU");
     ensure!(least_cpu < Duration::from_millis(300), "{maps} mappings took {least_cpu:?} of CPU");
-    ensure!(best < Duration::from_millis(300), "{maps} mappings took {best:?}");
+    // Who waits for a processor says nothing of memtrace: then its own time is what counts.
+    ensure!(
+        best < Duration::from_millis(300) || others_run()?,
+        "{maps} mappings took {best:?} with nobody else at work"
+    );
     Ok(())
+}
+
+/// More threads want to run than there are processors, over the last minute.
+fn others_run() -> Result<bool> {
+    let text = fs::read_to_string("/proc/loadavg")?;
+    let load: f64 = text.split(' ').next().context("a load")?.parse()?;
+    Ok(load > std::thread::available_parallelism()?.get() as f64 + 1.0)
 }
 
 /// Of this test's children that have ended.
@@ -331,30 +254,28 @@ fn nothing_is_allocated_in_the_tracee_and_nobody_is_stopped() -> Result<()> {
     Ok(())
 }
 
-fn freezer_of(container: &Container) -> Result<PathBuf> {
-    let text = fs::read_to_string(format!("/proc/{}/cgroup", container.pid()?))?;
-    let path = text.lines().find_map(|line| line.split_once(":freezer:")).map(|(_, path)| path);
-    let v1 = path.map(|path| PathBuf::from(format!("/sys/fs/cgroup/freezer{path}/freezer.state")));
-    v1.context("the v1 freezer of the container: on v2 this test needs its other file")
-}
-
 #[test]
 fn a_frozen_ledger_is_exact_and_its_subject_goes_on() -> Result<()> {
     let _turn = serial::turn()?;
     let (_image, container) = ledger_container("frozen", &[])?;
     truth_of(&container)?;
-    let state = freezer_of(&container)?;
+    let freezer = Freezer::of(container.pid()?)?;
     let explained = Explained::of(&["--container", &container.name, "--freeze"])?;
     explained.laws_hold()?;
     ensure!(explained.0["freeze"]["was_frozen"] == false, "{:#}", explained.0["freeze"]);
-    ensure!(explained.0["freeze"]["frozen_for_ns"].as_u64() > Some(0));
-    ensure!(fs::read_to_string(&state)?.trim() == "THAWED");
+    // Malloc's books are of the same moment as the mappings.
+    let frozen_ns = explained.0["freeze"]["frozen_for_ns"].as_u64().context("how long")?;
+    let books_ns = explained.0["books_read_ns"].as_u64().context("the books")?;
+    ensure!(0 < books_ns && books_ns < frozen_ns, "books {books_ns} ns, frozen {frozen_ns} ns");
+    ensure!(explained.0["freeze"]["too_long"] == false, "{:#}", explained.0["freeze"]);
+    explained.row("resident", "c_in_use")?;
+    ensure!(!freezer.is_touched()?);
 
     // A paused container is read as it is, and stays paused.
     docker(&["pause", &container.name])?;
     let explained = Explained::of(&["--container", &container.name, "--freeze"])?;
     ensure!(explained.0["freeze"]["was_frozen"] == true, "{:#}", explained.0["freeze"]);
-    ensure!(fs::read_to_string(&state)?.trim() == "FROZEN");
+    ensure!(freezer.is_touched()?);
     docker(&["unpause", &container.name])?;
     Ok(())
 }
@@ -365,7 +286,7 @@ fn a_killed_memtrace_leaves_nobody_frozen() -> Result<()> {
     // Many mappings, so that the moment is long enough to be met.
     let (_image, container) = ledger_container("killed", &["20000"])?;
     truth_of(&container)?;
-    let state = freezer_of(&container)?;
+    let freezer = Freezer::of(container.pid()?)?;
     let mut met = false;
     for _ in 0..20 {
         let mut explain = Command::new(binary()?)
@@ -375,7 +296,7 @@ fn a_killed_memtrace_leaves_nobody_frozen() -> Result<()> {
             .spawn()?;
         let end = Instant::now() + Duration::from_secs(20);
         while !met && Instant::now() < end && explain.try_wait()?.is_none() {
-            met = fs::read_to_string(&state)?.trim() != "THAWED";
+            met = freezer.is_touched()?;
             std::thread::sleep(Duration::from_micros(200));
         }
         explain.kill()?;
@@ -385,9 +306,7 @@ fn a_killed_memtrace_leaves_nobody_frozen() -> Result<()> {
         }
     }
     ensure!(met, "memtrace was never met while it had the container frozen");
-    until("the container to go on", Duration::from_secs(10), || {
-        Ok(fs::read_to_string(&state)?.trim() == "THAWED")
-    })
+    until("the container to go on", Duration::from_secs(10), || Ok(!freezer.is_touched()?))
 }
 
 #[test]
@@ -490,6 +409,13 @@ fn readable_copy() -> Result<tempfile::TempDir> {
     Ok(directory)
 }
 
+const APART_V1: &str = "exec /bin/unshare --cgroup --mount -- sh -c '\
+    umount /sys/fs/cgroup/memory && \
+    mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory && exec \"$@\"' sh \"$@\"";
+const APART_V2: &str = "mkdir -p /sys/fs/cgroup/apart && \
+    echo $$ > /sys/fs/cgroup/apart/cgroup.procs && exec /bin/unshare --cgroup --mount -- sh -c '\
+    umount /sys/fs/cgroup && mount -t cgroup2 cgroup /sys/fs/cgroup && exec \"$@\"' sh \"$@\"";
+
 #[test]
 fn a_cgroup_of_another_namespace_is_said_not_to_be_visible() -> Result<()> {
     let _turn = serial::turn()?;
@@ -497,11 +423,10 @@ fn a_cgroup_of_another_namespace_is_said_not_to_be_visible() -> Result<()> {
     truth_of(&container)?;
     let pid = container.pid()?.to_string();
     // In a cgroup namespace of its own, and with only that one's cgroups mounted.
-    let remount = "umount /sys/fs/cgroup/memory && \
-                   mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory && \
-                   exec \"$@\"";
-    let mut explain = Command::new("unshare");
-    explain.args(["--cgroup", "--mount", "--", "sh", "-c", remount, "sh"]);
+    let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    // The namespace begins where the process is when it is made.
+    let mut explain = Command::new("sh");
+    explain.args(["-c", if v2 { APART_V2 } else { APART_V1 }, "sh"]);
     explain.arg(binary()?).args(["explain", "--pid", &pid]);
     let output = memtrace::run_command(explain)?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -511,6 +436,107 @@ fn a_cgroup_of_another_namespace_is_said_not_to_be_visible() -> Result<()> {
     ensure!(text.contains("--cgroupns=host"), "{text}");
     // The processes can be read all the same.
     ensure!(text.contains("C heap"), "{text}");
+    Ok(())
+}
+
+/// A cgroup of the memory controller made by hand, below the root.
+fn group_by_hand(name: &str) -> Result<PathBuf> {
+    let root = match Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        true => "/sys/fs/cgroup",
+        false => "/sys/fs/cgroup/memory",
+    };
+    let group = Path::new(root).join(format!("memtrace-test-{}-{name}", std::process::id()));
+    fs::create_dir(&group).with_context(|| format!("create `{}`", group.display()))?;
+    Ok(group)
+}
+
+#[test]
+fn a_cgroup_that_vanishes_while_it_is_read_is_no_crash() -> Result<()> {
+    let _turn = serial::turn()?;
+    let (mut told, mut gone) = (0, 0);
+    for delay_ms in [0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 400, 2_000] {
+        let group = group_by_hand("vanishing")?;
+        let script = "echo $$ > \"$0/cgroup.procs\" && echo in && exec sleep 60";
+        let mut child =
+            Command::new("sh").args(["-c", script]).arg(&group).stdout(Stdio::piped()).spawn()?;
+        let mut lines = Lines::of(child.stdout.take().context("output")?);
+        lines.find("it to be in", Duration::from_secs(10), |line| line == "in")?;
+        let name = group.file_name().context("a name")?.to_string_lossy().into_owned();
+        let explain = Command::new(binary()?)
+            .args(["explain", "--cgroup", &format!("/{name}")])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        child.kill()?;
+        child.wait()?;
+        until("the cgroup to go", Duration::from_secs(10), || Ok(fs::remove_dir(&group).is_ok()))?;
+        let output = explain.wait_with_output()?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(!error.contains("panicked"), "{error}");
+        match output.status.code() {
+            Some(0) => told += 1,
+            Some(exit_code::TARGET) => gone += 1,
+            _ => bail!("{}: {error}", output.status),
+        }
+    }
+    println!("told {told} times, gone {gone} times");
+    ensure!(told > 0, "it was never read");
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_whose_processes_may_not_be_read_is_told_without_them() -> Result<()> {
+    let _turn = serial::turn()?;
+    let held = Held::with_mappings(0)?;
+    let group = group_by_hand("unreadable")?;
+    fs::write(group.join("cgroup.procs"), held.pid())?;
+    let copy = readable_copy()?;
+    let name = group.file_name().context("a name")?.to_string_lossy().into_owned();
+    let mut explain = Command::new(copy.path().join("memtrace"));
+    explain.args(["explain", "--cgroup", &format!("/{name}"), "--json", "-"]);
+    explain.uid(65534).gid(65534);
+    let output = memtrace::run_command(explain)?;
+    drop(held);
+    until("the cgroup to go", Duration::from_secs(10), || Ok(fs::remove_dir(&group).is_ok()))?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(told["charge"]["bytes"].as_i64().is_some(), "the charge anybody may read");
+    // Each figure that needs the right is unknown with the capability's name, and no sum hides it.
+    let process = &told["processes"][0];
+    let reason = process["resident_reason"].as_str().or(told["unread"][0]["reason"].as_str());
+    let reason = reason.with_context(|| format!("no reason: {told:#}"))?;
+    ensure!(reason.contains("CAP_SYS_PTRACE"), "{reason}");
+    Ok(())
+}
+
+/// cAdvisor's `container_memory_working_set_bytes`, which the kubelet and `kubectl top` show: computed
+/// here from the files themselves.
+#[test]
+fn the_working_set_is_what_the_kubelet_makes_of_the_files() -> Result<()> {
+    let _turn = serial::turn()?;
+    let (_image, container) = ledger_container("kubelet", &[])?;
+    truth_of(&container)?;
+    docker(&["pause", &container.name])?;
+    let explained = Explained::of(&["--container", &container.name])?;
+    let directory = explained.0["cgroup"]["directory"].as_str().context("directory")?;
+    let read = |file: &str| fs::read_to_string(Path::new(directory).join(file));
+    let (usage, inactive) = match explained.is_v2() {
+        true => (read("memory.current")?, "inactive_file "),
+        false => (read("memory.usage_in_bytes")?, "total_inactive_file "),
+    };
+    let stat = read("memory.stat")?;
+    let inactive = stat.lines().find_map(|line| line.strip_prefix(inactive)).context("cold")?;
+    let (usage, inactive): (i64, i64) = (usage.trim().parse()?, inactive.trim().parse()?);
+    // `if workingSet < inactiveFile { 0 } else { workingSet - inactiveFile }`
+    let working_set = if usage < inactive { 0 } else { usage - inactive };
+    let told = explained.tool("kubectl")?;
+    docker(&["unpause", &container.name])?;
+    // A paused container's charge moves when the kernel gives a processor's stock back.
+    let stock = std::thread::available_parallelism()?.get() as i64 * 64 * PAGE;
+    println!("working set {working_set}, told {told}");
+    ensure!((told - working_set).abs() <= stock, "told {told}, the files say {working_set}");
+    ensure!(inactive >= 7 << 20, "the dirty file is no cold cache: {inactive}");
     Ok(())
 }
 

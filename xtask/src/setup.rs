@@ -35,6 +35,8 @@ const TESTS: &[&str] = &[
     "redis-tools",
     "memcached",
     "docker.io",
+    // What `podman stats` shows, and where its monitor is charged.
+    "podman",
     // Objects whose unwind tables are compared row by row, and the names of libc's own frames.
     "libc6-dbg",
     "libssl3|libssl3t64",
@@ -55,6 +57,9 @@ const VM: &[&str] = &[
     "g++",
     "binutils",
     "musl-tools",
+    // A disk for docker, and the module to read it.
+    "e2fsprogs",
+    "xz-utils",
 ];
 
 /// What rebuilding the BPF object needs: a Rust with its standard library's sources, and LLVM for

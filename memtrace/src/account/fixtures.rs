@@ -94,6 +94,7 @@ pub fn facts(cgroup: Known<CgroupFacts>, processes: Vec<ProcessFacts>) -> Facts 
         memtrace: "test".to_owned(),
         unix_ns: 1_790_000_000_000_000_000,
         read_ns: 5_000_000,
+        books_read_ns: 0,
         host: HostSummary {
             kernel_release: "6.18".to_owned(),
             architecture: "x86_64".to_owned(),

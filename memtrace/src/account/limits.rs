@@ -14,6 +14,10 @@ pub struct Limits {
     pub host_memory: Known<u64>,
     /// Every limit that is set, the container's own first.
     pub all: Vec<Limit>,
+    /// v2: what reclaim spares (`memory.low`, `memory.min`), of this cgroup and of ancestors.
+    pub protected: Vec<Limit>,
+    /// Limits of swap (`memory.swap.max`, v2), as of all.
+    pub swap: Vec<Limit>,
     /// Ancestors that could not be seen may limit, too.
     pub ancestors_hidden: bool,
     /// The most that was ever charged.
@@ -49,6 +53,8 @@ const V1_FILES: [(&str, bool); 3] = [
     ("memory.soft_limit_in_bytes", false),
 ];
 const V2_FILES: [(&str, bool); 2] = [("memory.max", true), ("memory.high", false)];
+
+const V2_PROTECTION: [&str; 2] = ["memory.low", "memory.min"];
 
 const V1_EVENTS: [&str; 3] =
     ["memory.failcnt", "memory.oom_control oom_kill", "memory.oom_control under_oom"];
@@ -87,6 +93,20 @@ impl Limits {
                 });
             }
         }
+        let each = |file: &'static str, usage: &'static str| {
+            cgroup.limits.iter().filter_map(move |ancestor| {
+                let bytes = *ancestor.figures.get(file)?;
+                Some(Limit {
+                    path: ancestor.path.clone(),
+                    file: file.to_owned(),
+                    bytes,
+                    usage: ancestor.figures.get(usage).copied(),
+                    hard: false,
+                })
+            })
+        };
+        let protection = V2_PROTECTION.iter().flat_map(|file| each(file, "memory.current"));
+        let swap = each("memory.swap.max", "memory.swap.current");
         let effective = all
             .iter()
             .filter(|limit| limit.hard && limit.headroom().is_some())
@@ -102,6 +122,8 @@ impl Limits {
             effective,
             host_memory: facts.host_memory.clone(),
             all,
+            protected: protection.filter(|limit| limit.bytes > 0).collect(),
+            swap: swap.filter(|limit| limit.bytes != NO_LIMIT).collect(),
             ancestors_hidden: cgroup.ancestors_hidden,
             peak: term(reading, if v2 { "memory.peak" } else { "memory.max_usage_in_bytes" }),
             events,

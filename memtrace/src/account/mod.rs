@@ -13,6 +13,7 @@ pub mod classes;
 pub mod invariants;
 pub mod limits;
 pub mod owners;
+pub mod probed;
 pub mod process;
 pub mod row;
 pub mod tools;
@@ -35,6 +36,7 @@ use advice::Advice;
 use charge::{Charge, Drift};
 use invariants::Check;
 use limits::Limits;
+use probed::Outstanding;
 use process::ProcessLedger;
 use row::Row;
 use tools::Tool;
@@ -59,8 +61,22 @@ pub struct Ledger {
 
 impl Ledger {
     pub fn of(facts: &Facts) -> Self {
-        let processes: Vec<_> =
-            facts.processes.iter().map(|it| ProcessLedger::of(it, facts)).collect();
+        Self::with(facts, None)
+    }
+
+    /// The same of a recording, whose probes saw what is outstanding in the main process.
+    pub fn of_recorded(facts: &Facts, outstanding: &Outstanding) -> Self {
+        Self::with(facts, Some(outstanding))
+    }
+
+    fn with(facts: &Facts, outstanding: Option<&Outstanding>) -> Self {
+        let main = facts.subject.main_pid;
+        let seen = |pid: u32| outstanding.filter(|_| Some(pid) == main);
+        let processes: Vec<_> = facts
+            .processes
+            .iter()
+            .map(|it| ProcessLedger::of(it, facts, seen(it.id.pid)))
+            .collect();
         let figures = match &facts.cgroup {
             Known::Value(cgroup) => Charge::of(cgroup, facts),
             Known::Unknown { reason } => Known::unknown(reason.clone()),

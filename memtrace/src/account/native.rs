@@ -49,6 +49,19 @@ pub(super) fn heap_rows(process: &ProcessFacts, main: bool) -> Vec<Row> {
     ]
 }
 
+/// What malloc's books call free, in all arenas together.
+pub(super) fn free_rows(process: &ProcessFacts) -> Vec<Row> {
+    let Some(census) = process.heap.value() else { return Vec::new() };
+    let row = |key: &str, label: &str, of: fn(&ArenaFacts) -> &Known<u64>| {
+        let source = format!("Σ of {} arenas ({})", census.arenas.len(), census.source);
+        Row::new(key, label, wide(&sum(&census.arenas, of)), How::Measured, source)
+    };
+    vec![
+        row("c_free", "free chunks, kept by malloc", |arena| &arena.free),
+        row("c_top", "tops: free ends, kept by malloc", |arena| &arena.top),
+    ]
+}
+
 /// In use in all arenas but the main one; unknown when one of them does not tell.
 pub(super) fn in_use_of_others(process: &ProcessFacts) -> Option<u64> {
     let census = process.heap.value()?;

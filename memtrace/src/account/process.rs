@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use serde::Serialize;
 
 use super::classes::{Class, ClassTotals, other_allocator, totals};
+use super::probed::Outstanding;
 use super::row::Row;
 use super::{go, native};
 use crate::snapshot::Known;
@@ -43,7 +44,7 @@ pub struct ProcessLedger {
 }
 
 impl ProcessLedger {
-    pub fn of(process: &ProcessFacts, facts: &Facts) -> Self {
+    pub fn of(process: &ProcessFacts, facts: &Facts, seen: Option<&Outstanding>) -> Self {
         let rollup = &process.rollup_after;
         let field = |of: fn(&Rollup) -> u64| match rollup {
             Known::Value(rollup) => Known::Value(of(rollup)),
@@ -77,8 +78,8 @@ impl ProcessLedger {
             resident: Known::unknown(""),
             anonymous: Known::unknown(""),
         };
-        ledger.resident = ledger.resident_row(process, facts);
-        ledger.anonymous = ledger.anonymous_row(process);
+        ledger.resident = ledger.resident_row(process, facts, seen);
+        ledger.anonymous = ledger.anonymous_row(process, seen);
         ledger
     }
 
@@ -92,7 +93,12 @@ impl ProcessLedger {
         of_class.map(|totals| totals.rss).fold(0, u64::saturating_add)
     }
 
-    fn resident_row(&self, process: &ProcessFacts, facts: &Facts) -> Known<Row> {
+    fn resident_row(
+        &self,
+        process: &ProcessFacts,
+        facts: &Facts,
+        seen: Option<&Outstanding>,
+    ) -> Known<Row> {
         let pid = self.pid;
         if let Some(reason) = process.mappings.reason() {
             return Known::unknown(reason);
@@ -107,8 +113,8 @@ impl ProcessLedger {
             .classes
             .iter()
             .filter(|totals| totals.rss > 0 || totals.class.is_c_heap())
-            .map(|totals| self.class_row(totals, totals.rss, "Rss", process));
-        let row = whole.with(rows).sorted().closed(
+            .map(|totals| (totals.class, self.class_row(totals, totals.rss, "Rss", process)));
+        let row = whole.with(self.with_probes(rows.collect(), process, seen)).sorted().closed(
             "rss_residual",
             "moved between two readings",
             "smaps and smaps_rollup are read one after the other",
@@ -122,7 +128,7 @@ impl ProcessLedger {
     }
 
     /// The share of the cgroup's anonymous memory: `Pss_Anon = Σ Anonymous − shared with others`.
-    fn anonymous_row(&self, process: &ProcessFacts) -> Known<Row> {
+    fn anonymous_row(&self, process: &ProcessFacts, seen: Option<&Outstanding>) -> Known<Row> {
         let pid = self.pid;
         let pss_anon = match &self.pss_anon {
             Known::Value(bytes) => *bytes,
@@ -131,16 +137,40 @@ impl ProcessLedger {
         let label = format!("{} (pid {pid})", self.comm);
         let source = format!("/proc/{pid}/smaps_rollup Pss_Anon");
         let row = Row::measured("process_anon", &label, Known::Value(pss_anon), source);
-        let rows = self
-            .classes
-            .iter()
-            .filter(|totals| totals.anonymous > 0)
-            .map(|totals| self.class_row(totals, totals.anonymous, "Anonymous", process));
-        Known::Value(row.with(rows).sorted().closed(
+        let field = "Anonymous";
+        let rows =
+            self.classes.iter().filter(|totals| totals.anonymous > 0).map(|totals| {
+                (totals.class, self.class_row(totals, totals.anonymous, field, process))
+            });
+        Known::Value(row.with(self.with_probes(rows.collect(), process, seen)).sorted().closed(
             "anon_shared",
             "less what is shared with other processes",
             "after fork, pages are one's own only once written; each sharer counts its share",
         ))
+    }
+
+    /// With what probes saw, the classes of the C heap are one row: a block's stack is known, and
+    /// not its address.
+    fn with_probes(
+        &self,
+        rows: Vec<(Class, Row)>,
+        process: &ProcessFacts,
+        seen: Option<&Outstanding>,
+    ) -> Vec<Row> {
+        let Some(seen) = seen else { return rows.into_iter().map(|(_, row)| row).collect() };
+        let is_heap =
+            |(class, _): &(Class, Row)| class.is_c_heap() || *class == Class::AllocatorRegion;
+        let (heap, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(is_heap);
+        let mut rows: Vec<Row> = others.into_iter().map(|(_, row)| row).collect();
+        if !heap.is_empty() {
+            let heap = heap.into_iter().map(|(_, row)| row).collect();
+            let mut row = seen.heap_row(heap, native::free_rows(process), self.allocator);
+            if let Some(reason) = process.heap.reason() {
+                row = row.note(format!("how much of it malloc keeps free is unknown: {reason}"));
+            }
+            rows.push(row);
+        }
+        rows
     }
 
     fn class_row(
@@ -163,7 +193,7 @@ impl ProcessLedger {
                 None => format!("C heap: {count} heaps of other glibc arenas"),
             },
             (Class::ThreadStack, _) => format!("thread stacks ({count})"),
-            (Class::NativeAnonymous, _) if self.go_version.is_some() => {
+            (Class::NativeAnonymous, _) if self.is_go_unnamed() => {
                 "anonymous mappings: native, or Go's tables".to_owned()
             }
             _ => class.label().to_owned(),
@@ -180,29 +210,75 @@ impl ProcessLedger {
                 "reserved or untouched",
                 "",
             ),
-            Class::NativeAnonymous => match go::memory(process) {
-                Some((go, memory)) if self.class(Class::GoRuntime).is_none() => row.with([
-                    Row::derived(
-                        "go_tables",
-                        "of it Go runtime's own tables, as Go counts them",
-                        go::tables(memory),
-                        format!("MSpanSys + MCacheSys + BuckHashSys + GCSys + OtherSys + StackSys − StackInuse ({})", go.source),
-                    )
-                    .within(),
-                ]),
-                _ => row,
-            },
+            Class::NativeAnonymous => {
+                let row = match self.is_go_unnamed() {
+                    true => self.native_or_go(row, bytes, process),
+                    false => row,
+                };
+                row.with(self.merged_chunks(process))
+            }
             Class::MainHeap | Class::Arena => {
                 let rows = native::heap_rows(process, class == Class::MainHeap);
                 match (rows.is_empty(), process.heap.reason()) {
                     (true, Some(reason)) => {
                         row.note(format!("how much of it is in use is unknown: {reason}"))
                     }
-                    _ => row.with(rows).closed("c_residual", "untouched chunks (−), page ends (+)", ""),
+                    _ => row.with(rows).closed(
+                        "c_residual",
+                        "untouched chunks (−), page ends (+)",
+                        "",
+                    ),
                 }
             }
             _ => row,
         }
+    }
+}
+
+impl ProcessLedger {
+    /// A Go program on a kernel, or of a release, that does not name its mappings.
+    fn is_go_unnamed(&self) -> bool {
+        self.go_version.is_some() && self.class(Class::GoRuntime).is_none()
+    }
+
+    /// Blocks that malloc mapped one by one and that no class holds: the kernel has merged their
+    /// mappings with neighbours of others, and only malloc's count of them is left.
+    fn merged_chunks(&self, process: &ProcessFacts) -> Option<Row> {
+        let census = process.heap.value()?;
+        let told = i128::from(*census.mapped_bytes.value()?);
+        let apart = self.class(Class::MappedChunk).map_or(0, |class| i128::from(class.size));
+        let merged = told - apart;
+        (merged > 0).then(|| {
+            let source = format!("mmapped_mem − mappings of such blocks ({})", census.source);
+            let label = "of it blocks that malloc mapped, merged with neighbours, at most";
+            Row::derived("c_merged_chunks", label, merged, source).within()
+        })
+    }
+
+    /// Nothing at an address says whose an unnamed mapping is. What Go counts as its tables bounds
+    /// its part; what is beyond that is surely not Go's.
+    fn native_or_go(&self, row: Row, bytes: u64, process: &ProcessFacts) -> Row {
+        let unnamed = "these mappings have no names (Go names its own from 1.25 on, where the kernel \
+                       has CONFIG_ANON_VMA_NAME), so native ones and the Go runtime's tables are not \
+                       told apart";
+        let Some((go, memory)) = go::memory(process) else { return row.note(unnamed) };
+        let tables = go::tables(memory);
+        let source = format!(
+            "MSpanSys + MCacheSys + BuckHashSys + GCSys + OtherSys + StackSys − StackInuse ({})",
+            go.source
+        );
+        let beyond = (i128::from(bytes) - tables).max(0);
+        row.note(unnamed).with([
+            Row::derived("go_tables", "of it Go runtime's own tables, at most", tables, source)
+                .within(),
+            Row::derived(
+                "native_at_least",
+                "of it surely not Go's",
+                beyond,
+                "these mappings − Go's tables",
+            )
+            .within(),
+        ])
     }
 }
 

@@ -199,6 +199,10 @@ pub(super) fn beside(
     rows
 }
 
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / (1 << 20) as f64
+}
+
 /// Pages of files are charged to who read them first: an image's to its first container, or to the
 /// one who pulled it. What is mapped beyond what is charged here must be charged elsewhere.
 fn charged_elsewhere(facts: &Facts, charge: &Charge, processes: &[ProcessLedger]) -> Option<Row> {
@@ -216,9 +220,9 @@ fn charged_elsewhere(facts: &Facts, charge: &Charge, processes: &[ProcessLedger]
         let others = pages.other_cgroups;
         return Some(row.note(format!(
             "who read a page of a file first is charged for it; here {others} other cgroups, and \
-             {} B of {} B mapped are charged to this container",
-            pages.here_bytes,
-            pages.here_bytes.saturating_add(pages.elsewhere_bytes)
+             {:.1} of {:.1} MiB mapped are charged to this container",
+            mib(pages.here_bytes),
+            mib(pages.here_bytes.saturating_add(pages.elsewhere_bytes))
         )));
     }
     let share = |process: &ProcessLedger| {

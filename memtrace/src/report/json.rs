@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{ReportError, ReportOptions, ledger_json, verdict_json};
 use crate::account::Ledger;
+use crate::account::probed::Outstanding;
 use crate::outstanding::books::{
     Amount, Books, CounterLine, Growth, Librarian, RangeLine, StackLine,
 };
@@ -145,8 +146,10 @@ impl Serialize for Told<'_> {
         map.serialize_entry("go_reason", &go_reason)?;
         map.serialize_entry("process", &process)?;
         map.serialize_entry("process_reason", &process_reason)?;
-        let (memory, memory_reason) =
-            parted(&at.memory, |facts| ledger_json::document(facts, &Ledger::of(facts)));
+        let (memory, memory_reason) = parted(&at.memory, |facts| {
+            let ledger = Ledger::of_recorded(facts, &Outstanding::of(books, facts));
+            ledger_json::document(facts, &ledger)
+        });
         map.serialize_entry("memory", &memory)?;
         map.serialize_entry("memory_reason", &memory_reason)?;
         map.serialize_entry("summary", &summary(&books.summary))?;

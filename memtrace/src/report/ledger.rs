@@ -9,6 +9,7 @@ use super::numbers::{count, duration, grouped, instant};
 use super::style::Paint;
 use super::text::layout::{keep_start, pad_left, pad_right, wrap};
 use crate::account::Ledger;
+use crate::account::probed::Outstanding;
 use crate::account::process::ProcessLedger;
 use crate::account::row::Row;
 use crate::sanitize::visible;
@@ -57,10 +58,18 @@ pub fn render_text(facts: &Facts, ledger: &Ledger, options: LedgerOptions) -> St
     page.out
 }
 
-/// The charge alone, as a section of another report; nothing where it is not known.
-pub(super) fn render_charge(facts: &Facts, options: LedgerOptions) -> Option<String> {
-    let ledger = Ledger::of(facts);
-    ledger.charge.value()?;
+/// The charge and the traced process, as sections of another report; nothing where neither is known.
+pub(super) fn render_charge(
+    facts: &Facts,
+    outstanding: &Outstanding,
+    options: LedgerOptions,
+) -> Option<String> {
+    let ledger = Ledger::of_recorded(facts, outstanding);
+    let main = ledger.processes.iter().find(|it| Some(it.pid) == facts.subject.main_pid);
+    let main = main.filter(|process| process.resident.value().is_some());
+    if ledger.charge.value().is_none() && main.is_none() {
+        return None;
+    }
     let width = options.width.max(40);
     let mut page = Page {
         facts,
@@ -73,6 +82,9 @@ pub(super) fn render_charge(facts: &Facts, options: LedgerOptions) -> Option<Str
     };
     page.warnings();
     page.charge("THE CONTAINER'S MEMORY");
+    if let Some(process) = main {
+        page.resident(process);
+    }
     Some(page.out)
 }
 
@@ -150,9 +162,13 @@ impl Page<'_> {
         self.field(
             "read",
             &format!(
-                "{} in {}, {}; Linux {}, {}{}",
+                "{} in {}{}, {}; Linux {}, {}{}",
                 instant(facts.unix_ns),
                 duration(facts.read_ns),
+                match facts.books_read_ns {
+                    0 => String::new(),
+                    ns => format!(" (and in {} after it the books of Go and malloc)", duration(ns)),
+                },
                 many(facts.processes.len(), "process", "processes"),
                 host.kernel_release,
                 count(host.cpus.into(), "CPU"),
@@ -162,8 +178,12 @@ impl Page<'_> {
         if let Some(freeze) = &facts.freeze {
             let text = match freeze.was_frozen {
                 true => format!("it was frozen already, and still is ({})", freeze.file),
+                false if freeze.too_long => format!(
+                    "for 20 s, which did not suffice: what was read last is of a process at work ({})",
+                    freeze.file
+                ),
                 false => format!(
-                    "for {}: the processes stood still while they were read ({})",
+                    "for {}: the processes stood still while they and their books were read ({})",
                     duration(freeze.frozen_for_ns),
                     freeze.file
                 ),
@@ -365,17 +385,20 @@ impl Page<'_> {
         let main = self.facts.subject.main_pid;
         by_size.sort_by_key(|process| Some(process.pid) != main);
         for process in by_size.iter().take(DETAILED_PROCESSES) {
-            let title =
-                format!("RESIDENT IN {} (PID {})", process.comm.to_uppercase(), process.pid);
-            let title = keep_start(&visible(&title), self.width / 2);
-            if let Known::Value(row) = &process.resident {
-                self.tree(&title, row);
-                let mut notes = Vec::new();
-                collect_notes(row, &mut notes);
-                for note in notes {
-                    self.paragraph(4, &note);
-                }
-            }
+            self.resident(process);
+        }
+    }
+
+    /// Its mappings by class, down to the books of Go and malloc.
+    fn resident(&mut self, process: &ProcessLedger) {
+        let title = format!("RESIDENT IN {} (PID {})", process.comm.to_uppercase(), process.pid);
+        let title = keep_start(&visible(&title), self.width / 2);
+        let Known::Value(row) = &process.resident else { return };
+        self.tree(&title, row);
+        let mut notes = Vec::new();
+        collect_notes(row, &mut notes);
+        for note in notes {
+            self.paragraph(4, &note);
         }
     }
 
@@ -406,6 +429,19 @@ impl Page<'_> {
                     limit.path
                 ),
             );
+        }
+        for limit in &limits.protected {
+            let text = format!(
+                "{} {} of {}: reclaim spares it",
+                self.amount(limit.bytes),
+                limit.file,
+                limit.path
+            );
+            self.field("protected", &text);
+        }
+        for limit in &limits.swap {
+            let text = format!("{} {} of {}", self.amount(limit.bytes), limit.file, limit.path);
+            self.field("swap", &text);
         }
         if limits.ancestors_hidden {
             self.field(

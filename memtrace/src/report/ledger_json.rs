@@ -57,6 +57,7 @@ pub(super) fn document(facts: &Facts, ledger: &Ledger) -> Value {
         "memtrace": facts.memtrace,
         "unix_ns": facts.unix_ns,
         "read_ns": facts.read_ns,
+        "books_read_ns": facts.books_read_ns,
         "host": facts.host,
         "subject": facts.subject,
         "cgroup": cgroup.map(|cgroup| json!({
@@ -191,6 +192,8 @@ fn limits(limits: &Limits) -> Value {
     let mut of = object(json!({
         "effective": limits.effective.as_ref().map(one),
         "all": limits.all.iter().map(one).collect::<Vec<_>>(),
+        "protected": limits.protected.iter().map(one).collect::<Vec<_>>(),
+        "swap": limits.swap.iter().map(one).collect::<Vec<_>>(),
         "ancestors_hidden": limits.ancestors_hidden,
         "events": limits.events.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         "pressure": limits.pressure,

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -102,11 +103,10 @@ fn load(path: &Path) -> Result<Facts> {
 
 async fn read(args: &ExplainArgs) -> Result<Facts> {
     let wanted = resolve(&args.target).await?;
-    // Asking a frozen process would wait for ever, and its memory is read first, too.
-    let go = match wanted.subject.main_pid {
-        Some(pid) if args.go_profile != GoProfileSource::Off => {
-            Some((pid, read_go(pid, &args.go_profile).await))
-        }
+    // A frozen process answers nobody: it is asked before. Its memory is read with the rest.
+    let asks = !matches!(args.go_profile, GoProfileSource::Off | GoProfileSource::Memory);
+    let asked = match wanted.subject.main_pid {
+        Some(pid) if asks => Some((pid, read_go(pid, &args.go_profile).await)),
         _ => None,
     };
     let frozen = match (args.freeze, freezable(&wanted)) {
@@ -114,33 +114,48 @@ async fn read(args: &ExplainArgs) -> Result<Facts> {
         (true, None) => anyhow::bail!("nothing to freeze: no process is known"),
         (false, _) => None,
     };
-    let mut facts = gather(&wanted, frozen);
+    let books = async |processes: &mut [ProcessFacts]| {
+        read_books(processes, wanted.subject.main_pid, &args.go_profile, asked.as_ref()).await;
+    };
+    let mut facts = gather(&wanted, frozen, books).await;
     facts.host = host();
-    if let Some((pid, books)) = &go
-        && let Some(process) = facts.processes.iter_mut().find(|process| process.id.pid == *pid)
-    {
-        take_books(process, books);
-    }
-    for process in facts.processes.iter_mut().filter(|it| it.mappings.value().is_some()) {
+    Ok(facts)
+}
+
+/// The runtimes' own books. From their memory, which asks nobody, but for what was asked before.
+async fn read_books(
+    processes: &mut [ProcessFacts],
+    main: Option<u32>,
+    source: &GoProfileSource,
+    asked: Option<&(u32, Known<GoBooks>)>,
+) {
+    for process in processes.iter_mut().filter(|it| it.mappings.value().is_some()) {
         process.heap = read_heap(process.id.pid);
     }
-    // Other Go programs of the container: from their memory, which asks nobody.
-    if matches!(args.go_profile, GoProfileSource::Memory | GoProfileSource::Auto) {
-        let main = wanted.subject.main_pid;
-        let others = facts.processes.iter_mut().filter(|it| it.go_version.is_some());
-        let others = others.filter(|it| Some(it.id.pid) != main && it.mappings.value().is_some());
-        for process in others.take(MOST_OTHER_GO) {
-            take_books(process, &read_go(process.id.pid, &GoProfileSource::Memory).await);
+    let from_memory = matches!(source, GoProfileSource::Memory | GoProfileSource::Auto);
+    let mut others = 0;
+    for process in processes.iter_mut() {
+        let pid = process.id.pid;
+        if let Some((_, books)) = asked.filter(|(asked, _)| *asked == pid) {
+            take_books(process, books);
+        } else if Some(pid) == main && matches!(source, GoProfileSource::Memory) {
+            take_books(process, &read_go(pid, &GoProfileSource::Memory).await);
+        } else if from_memory
+            && process.go_version.is_some()
+            && process.mappings.value().is_some()
+            && others < MOST_OTHER_GO
+        {
+            others += 1;
+            take_books(process, &read_go(pid, &GoProfileSource::Memory).await);
         }
     }
     // Go 1.26 and later put the heap at a random address: only the runtime can tell where it is.
-    let unplaced = facts.processes.iter_mut().filter(|it| it.mappings.value().is_some());
+    let unplaced = processes.iter_mut().filter(|it| it.mappings.value().is_some());
     let unplaced = unplaced.filter(|it| it.go_version.is_some() && it.go_ranges.value().is_none());
     for process in unplaced.take(1 + MOST_OTHER_GO) {
         let books = read_go(process.id.pid, &GoProfileSource::Memory).await;
         take_arenas(process, &books);
     }
-    Ok(facts)
 }
 
 fn freezable(wanted: &Wanted) -> Option<(u32, Option<String>)> {
@@ -334,13 +349,25 @@ fn without_stacks(books: &GoBooks) -> GoFacts {
 
 /// Reads the memory around a process that is being recorded, once for each snapshot.
 #[derive(Debug)]
-pub struct ContainerMemory(Wanted);
+pub struct ContainerMemory {
+    wanted: Wanted,
+    heap: HeapPace,
+    cost: MemoryCost,
+}
+
+/// What a reading took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MemoryCost {
+    pub whole: Duration,
+    /// Of it malloc's books, where they were read.
+    pub heap: Option<Duration>,
+}
 
 impl ContainerMemory {
     /// Every mapping of the process itself; of its container's others their sums.
     pub fn of(pid: u32, container: Option<&Container>) -> Self {
         let id = container.map(|container| container.id.as_str());
-        Self(Wanted {
+        let wanted = Wanted {
             subject: Subject {
                 asked: format!("process {pid}"),
                 container: container.cloned(),
@@ -350,19 +377,70 @@ impl ContainerMemory {
             place: place(place_of_process(Path::new("/proc"), pid, id)),
             pids: vec![pid],
             most_smaps: 1,
+        };
+        Self { wanted, heap: HeapPace::default(), cost: MemoryCost::default() }
+    }
+
+    /// `go` is what this snapshot has of the runtime's books. The last snapshot has malloc's books
+    /// at any cost.
+    pub async fn read(&mut self, go: &Known<GoBooks>, last: bool) -> Facts {
+        let start = Instant::now();
+        let Self { wanted, heap, .. } = self;
+        let mut heap_cost = None;
+        let books = async |processes: &mut [ProcessFacts]| {
+            let main = wanted.subject.main_pid;
+            let Some(process) = processes.iter_mut().find(|it| Some(it.id.pid) == main) else {
+                return;
+            };
+            take_books(process, go);
+            process.heap = match heap.too_early(start, last) {
+                Some(reason) => Known::unknown(reason),
+                None => {
+                    let begin = Instant::now();
+                    let census = read_heap(process.id.pid);
+                    heap_cost = Some(begin.elapsed());
+                    heap.was_read(start, begin.elapsed());
+                    census
+                }
+            };
+        };
+        let mut facts = gather(wanted, None, books).await;
+        facts.host = host();
+        self.cost = MemoryCost { whole: start.elapsed(), heap: heap_cost };
+        facts
+    }
+
+    /// Of the last reading; nothing where there was none since.
+    pub fn cost(&mut self) -> MemoryCost {
+        std::mem::take(&mut self.cost)
+    }
+}
+
+/// How often malloc's books are read in a recording: so that it takes at most a twentieth of the
+/// time, whatever the interval.
+#[derive(Clone, Copy, Debug, Default)]
+struct HeapPace(Option<(Instant, Duration)>);
+
+impl HeapPace {
+    const SHARE: u32 = 20;
+
+    /// Why they are left out now, if they are.
+    fn too_early(&self, now: Instant, last: bool) -> Option<String> {
+        let (at, took) = self.0?;
+        let since = now.saturating_duration_since(at);
+        (!last && took.saturating_mul(Self::SHARE) > since).then(|| {
+            format!(
+                "glibc's books were left out of this snapshot: reading them took {} ms, more than \
+                 1/{} of the {} ms since; take snapshots less often (--interval)",
+                took.as_millis(),
+                Self::SHARE,
+                since.as_millis()
+            )
         })
     }
 
-    /// `go` is what this snapshot has of the runtime's books.
-    pub fn read(&self, go: &Known<GoBooks>) -> Facts {
-        let mut facts = gather(&self.0, None);
-        facts.host = host();
-        let main = self.0.subject.main_pid;
-        if let Some(process) = facts.processes.iter_mut().find(|it| Some(it.id.pid) == main) {
-            take_books(process, go);
-            process.heap = read_heap(process.id.pid);
-        }
-        facts
+    fn was_read(&mut self, at: Instant, took: Duration) {
+        self.0 = Some((at, took));
     }
 }
 
@@ -373,5 +451,23 @@ fn host() -> HostSummary {
         architecture: host.architecture,
         cpus: host.cpus,
         page_size_bytes: host.page_size_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn malloc_s_books_take_at_most_a_twentieth_of_a_recording() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut pace = HeapPace::default();
+        assert_eq!(pace.too_early(at(0), false), None);
+        pace.was_read(at(0), Duration::from_millis(45));
+        let reason = pace.too_early(at(500), false).unwrap();
+        assert!(reason.contains("45 ms") && reason.contains("500 ms"), "{reason}");
+        assert_eq!(pace.too_early(at(500), true), None);
+        assert_eq!(pace.too_early(at(900), false), None);
     }
 }

@@ -421,7 +421,7 @@ impl Session {
         };
         let memory = match self.target.process.has_exited() {
             true => exited_memory(),
-            false => Known::Value(self.memory.read(&go)),
+            false => Known::Value(self.memory.read(&go, ended.is_some()).await),
         };
         let stacks = self.kernel.new_stacks().context("failed to read the stacks")?;
         // Whose the code is that they met.
@@ -440,6 +440,7 @@ impl Session {
             go,
             process,
             memory,
+            memory_cost: self.memory.cost(),
             own_memory: self.own.memory()?.rss,
             ended,
             mark,

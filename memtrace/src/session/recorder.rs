@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow};
 use memtrace_common::counters::{Loss, Tally};
 
+use super::explain::MemoryCost;
 use super::outputs::Sink;
 use super::say::warn;
 use super::space::AddressSpace;
@@ -58,6 +59,7 @@ pub struct Readings {
     pub go: Known<GoBooks>,
     pub process: Known<ProcessMemory>,
     pub memory: Known<Facts>,
+    pub memory_cost: MemoryCost,
     /// memtrace's own resident memory, bytes.
     pub own_memory: u64,
     /// Why the recording ends here, at the last snapshot.
@@ -158,6 +160,8 @@ impl Recorder {
                 user_cpu_ns: own_cpu_ns(),
                 unwind_rows: space.tables.stats().rows,
                 unwind_build_ns: as_ns(space.tables.stats().build),
+                container_read_ns: as_ns(readings.memory_cost.whole),
+                heap_read_ns: readings.memory_cost.heap.map(as_ns),
             },
             ended: readings.ended,
             new_probes: readings.new_probes,

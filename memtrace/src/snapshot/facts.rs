@@ -26,6 +26,9 @@ pub struct Facts {
     pub unix_ns: u64,
     /// How long it took, from the first cgroup file to the last.
     pub read_ns: u64,
+    /// How long after that the books of Go and malloc took, read last; 0 where none were.
+    #[serde(default)]
+    pub books_read_ns: u64,
     pub host: HostSummary,
     /// `/proc/meminfo MemTotal`
     pub host_memory: Known<u64>,
@@ -313,4 +316,7 @@ pub struct FreezeFacts {
     pub frozen_for_ns: u64,
     /// It was frozen already (a paused container), and stays so.
     pub was_frozen: bool,
+    /// The guard had thawed it before everything was read: it took too long.
+    #[serde(default)]
+    pub too_long: bool,
 }

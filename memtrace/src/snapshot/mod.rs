@@ -436,6 +436,12 @@ pub struct OwnCost {
     /// Unwind tables: rows, and the time it took to build them.
     pub unwind_rows: u64,
     pub unwind_build_ns: u64,
+    /// Time it took to read the container's memory for this snapshot, malloc's books included.
+    #[serde(default)]
+    pub container_read_ns: u64,
+    /// Of it malloc's books; `None` where they were left out of this snapshot.
+    #[serde(default)]
+    pub heap_read_ns: Option<u64>,
 }
 
 /// A whole recording in memory.

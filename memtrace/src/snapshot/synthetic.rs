@@ -384,6 +384,8 @@ fn snapshot(sequence: u32, elapsed_s: u64, rows: Vec<StackTotals>, rss: u64) -> 
             user_cpu_ns: 230_000_000,
             unwind_rows: 183_220,
             unwind_build_ns: 95_000_000,
+            container_read_ns: 21_000_000,
+            heap_read_ns: Some(9_000_000),
         },
         ended: None,
 

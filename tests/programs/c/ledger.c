@@ -5,6 +5,7 @@
  *
  * DIRECTORY takes a file of page cache; MAPPINGS mappings that do not merge are made besides. */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <malloc.h>
 #include <pthread.h>
@@ -14,6 +15,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -29,7 +31,8 @@ enum {
     DIRTY = 7 << 20,
     MAPPED = 5 << 20,
     SOCKETS = 16, SOCKET_BYTES = 64 << 10,
-    FILES = 800,
+    TCP = 16, TCP_BYTES = 64 << 10,
+    FILES = 4000,
 };
 
 static void fail(const char *why) {
@@ -75,6 +78,30 @@ static int file_of(const char *path, size_t bytes) {
             fail("write");
     free(buffer);
     return file;
+}
+
+/* Bytes that were sent over the loopback and are never received. */
+static size_t in_tcp(void) {
+    struct sockaddr_in at = {.sin_family = AF_INET};
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof at;
+    int listener = socket(AF_INET, SOCK_STREAM, 0), size = 4 * TCP_BYTES;
+    /* The window of a listener is that of what it accepts. */
+    setsockopt(listener, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+    if (bind(listener, (struct sockaddr *)&at, sizeof at) || listen(listener, TCP) ||
+        getsockname(listener, (struct sockaddr *)&at, &length))
+        fail("listen");
+    size_t sent = 0;
+    for (int i = 0; i < TCP; i++) {
+        int client = socket(AF_INET, SOCK_STREAM, 0);
+        setsockopt(client, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+        if (connect(client, (struct sockaddr *)&at, sizeof at) || accept(listener, NULL, NULL) < 0)
+            fail("connect");
+        static char buffer[TCP_BYTES];
+        ssize_t bytes = send(client, buffer, sizeof buffer, MSG_DONTWAIT);
+        sent += bytes > 0 ? (size_t)bytes : 0;
+    }
+    return sent;
 }
 
 int main(int argc, char **argv) {
@@ -125,6 +152,12 @@ int main(int argc, char **argv) {
         ssize_t sent = send(pair[0], buffer, sizeof buffer, MSG_DONTWAIT);
         in_sockets += sent > 0 ? (size_t)sent : 0;
     }
+    size_t tcp = in_tcp();
+    struct rlimit limit;
+    if (!getrlimit(RLIMIT_NOFILE, &limit)) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
     int files = 0;
     while (files < FILES && eventfd(0, 0) >= 0)
         files++;
@@ -153,10 +186,11 @@ int main(int argc, char **argv) {
 
     printf("{\"main_heap\":%d,\"chunks\":%d,\"chunk_bytes\":%d,\"arenas\":%d,\"arena_bytes\":%d,"
            "\"arena_in_use\":%d,\"stacks\":%d,\"stack_bytes\":%d,\"anonymous\":%d,\"shared\":%d,"
-           "\"tmpfs\":%d,\"dirty\":%d,\"mapped\":%d,\"sockets\":%zu,\"files\":%d,\"sink\":%d}\n",
+           "\"tmpfs\":%d,\"dirty\":%d,\"mapped\":%d,\"sockets\":%zu,\"files\":%d,\"tcp\":%zu,"
+           "\"sink\":%d}\n",
            MAIN_BLOCKS * MAIN_BLOCK, CHUNKS, CHUNK, ARENAS, ARENA_BLOCKS * ARENA_BLOCK,
            ARENA_BLOCK, ARENAS, STACK_TOUCHED, ANONYMOUS, SHARED, TMPFS, DIRTY, MAPPED, in_sockets,
-           files, sink);
+           files, tcp, sink);
     fflush(stdout);
     char byte;
     while (read(0, &byte, 1) > 0) {

@@ -44,6 +44,27 @@ pub fn images(wanted: &[Kernel], refresh: bool) -> Result<Vec<Image>> {
         .collect()
 }
 
+/// Modules that a guest with a disk needs; they depend on no other.
+const MODULES: [&str; 2] = ["virtio_blk", "overlay"];
+
+/// The kernel's own modules, unpacked, from the cache or fetched.
+pub fn modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
+    let _lock = lock()?;
+    let directory = directory(&kernel.series);
+    let paths: Vec<PathBuf> =
+        MODULES.iter().map(|name| directory.join(format!("{name}.ko"))).collect();
+    if !paths.iter().all(|path| path.is_file()) {
+        // A cache of before modules were kept.
+        fetch(std::slice::from_ref(kernel))?;
+    }
+    match paths.iter().find(|path| !path.is_file()) {
+        None => Ok(paths),
+        Some(path) => {
+            bail!("the package of kernel {} brought no `{}`", kernel.series, path.display())
+        }
+    }
+}
+
 fn lock() -> Result<Flock<File>> {
     let path = super::directory().join("lock");
     let file = File::create(&path).with_context(|| format!("create `{}`", path.display()))?;
@@ -117,9 +138,45 @@ fn unpack(directory: &Path, package: &str) -> Result<()> {
     let vmlinuz = directory.join("vmlinuz");
     fs::write(&vmlinuz, &output.stdout)
         .with_context(|| format!("write `{}`", vmlinuz.display()))?;
+    unpack_modules(&file, directory)?;
     fs::remove_file(&file).with_context(|| format!("remove `{}`", file.display()))?;
     let name = directory.join("package");
     fs::write(&name, package).with_context(|| format!("write `{}`", name.display()))
+}
+
+/// Those of [`MODULES`] that this package has, without their compression, which not every guest's
+/// loader knows.
+fn unpack_modules(package: &Path, directory: &Path) -> Result<()> {
+    let name = package.file_name().context("a package without a name")?.to_string_lossy();
+    // tar has no way to say which of several wanted files it wrote out: one at a time.
+    for module in MODULES {
+        let script = "set -o pipefail; \
+                      dpkg-deb --fsys-tarfile \"$0\" | \
+                      tar --extract --to-stdout --wildcards \"*/kernel/*/$1.ko*\" 2>/dev/null";
+        let output = Command::new("bash")
+            .args(["-c", script])
+            .arg(package)
+            .arg(module)
+            .output()
+            .context("run bash")?;
+        if !output.status.success() || output.stdout.is_empty() {
+            continue;
+        }
+        let path = directory.join(format!("{module}.ko"));
+        let packed = directory.join(format!("{module}.packed"));
+        fs::write(&packed, &output.stdout)
+            .with_context(|| format!("write `{}`", packed.display()))?;
+        if output.stdout.starts_with(b"\x7fELF") {
+            fs::rename(&packed, &path).with_context(|| format!("name `{}`", path.display()))?;
+            continue;
+        }
+        let plain = Command::new("xz").args(["--decompress", "--stdout"]).arg(&packed).output();
+        let plain = plain.context("run xz")?;
+        ensure!(plain.status.success(), "`{module}` of `{name}` is not packed by xz");
+        fs::write(&path, &plain.stdout).with_context(|| format!("write `{}`", path.display()))?;
+        fs::remove_file(&packed).with_context(|| format!("remove `{}`", packed.display()))?;
+    }
+    Ok(())
 }
 
 fn only_package(directory: &Path) -> Result<PathBuf> {

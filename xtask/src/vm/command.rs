@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use super::event::{Event, Stream, bytes};
-use super::guest::Guest;
+use super::guest::{Ended, Guest};
 use super::{Options, archive, build, directory, initramfs, kernels};
 use crate::shell;
 
@@ -37,11 +37,16 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let guest = Guest {
         vmlinuz: &image.vmlinuz,
         initramfs: initramfs.path(),
+        disk: None,
         console: directory().join(format!("console-{}.log", std::process::id())),
         parameters: &options.parameters,
         limit: Duration::from_secs(options.limit),
     };
-    let ended = guest.run(pass_on)?;
+    end(&guest, guest.run(pass_on)?)
+}
+
+/// The command's exit code is ours.
+pub(super) fn end(guest: &Guest<'_>, ended: Ended) -> Result<ExitCode> {
     // What was worth to tell of it is in `broken`.
     std::fs::remove_file(&guest.console)
         .with_context(|| format!("remove `{}`", guest.console.display()))?;
@@ -64,7 +69,8 @@ fn places(file: &str) -> Result<(&str, String)> {
     Ok((file, path.to_string_lossy().into_owned()))
 }
 
-fn pass_on(event: &Event) {
+/// What the command wrote, as it comes.
+pub(super) fn pass_on(event: &Event) {
     let Event::Output { stream, bytes: latin1 } = event else { return };
     let bytes = bytes(latin1);
     // A reader that went away (`| head`) is no error of the guest.

@@ -21,6 +21,8 @@ const MEMORY_MIB: u32 = 2048;
 pub struct Guest<'a> {
     pub vmlinuz: &'a Path,
     pub initramfs: &'a Path,
+    /// A disk, `/dev/vda` where the guest has the driver; what is written to it is lost.
+    pub disk: Option<&'a Path>,
     /// Where the kernel's console goes.
     pub console: PathBuf,
     /// More of the kernel's command line.
@@ -94,6 +96,11 @@ impl Guest<'_> {
         command.arg("-kernel").arg(self.vmlinuz).arg("-initrd").arg(self.initramfs);
         command.args(["-append", &format!("console=ttyS0 panic=-1 {}", self.parameters)]);
         command.args(["-no-reboot", "-display", "none", "-monitor", "none", "-nic", "none"]);
+        if let Some(disk) = self.disk {
+            command
+                .arg("-drive")
+                .arg(format!("file={},if=virtio,format=raw,snapshot=on", disk.display()));
+        }
         command.arg("-serial").arg(format!("file:{}", self.console.display()));
         command.args(["-serial", "stdio"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped());

@@ -65,6 +65,12 @@ impl Builder {
         Ok(builder)
     }
 
+    /// A file of ours, as it is written here.
+    pub fn text(&mut self, place: &str, text: &str) -> Result<()> {
+        self.placed.insert(place.to_owned());
+        self.written(|archive| archive.file(place, text.as_bytes()))
+    }
+
     /// A program of ours without its debug information, which is most of its size.
     pub fn stripped(&mut self, program: &Path, place: &str) -> Result<()> {
         let name = program.file_name().context("a program without a name")?;

@@ -8,6 +8,7 @@ mod archive;
 mod command;
 mod console;
 mod cpio;
+mod docker;
 mod event;
 mod guest;
 mod initramfs;
@@ -67,7 +68,11 @@ pub struct Options {
     /// Puts the command into a cgroup (v2) with this memory limit, as a container engine would
     #[arg(long, value_name = "MIB", requires = "run")]
     memory_max: Option<u64>,
-    #[arg(last = true, value_name = "COMMAND", requires = "run")]
+    /// Runs the live tests of `memtrace explain` in one guest (by default 6.12) with docker and
+    /// cgroup v2; with --short three of them, with COMMAND the tests of these names
+    #[arg(long, conflicts_with_all = ["run", "list", "only"])]
+    docker: bool,
+    #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
@@ -87,6 +92,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         .with_context(|| format!("create `{}`", directory().display()))?;
     if options.run {
         return command::run(options);
+    }
+    if options.docker {
+        return docker::run(options);
+    }
+    if !options.command.is_empty() {
+        bail!("a COMMAND is for --run, or for --docker");
     }
     let plan = Plan {
         short: options.short,
@@ -217,6 +228,7 @@ fn one(kernel: &Kernel, image: &Image, programs: &[Program], plan: &Plan<'_>) ->
     let guest = Guest {
         vmlinuz: &image.vmlinuz,
         initramfs: initramfs.path(),
+        disk: None,
         console: kept.join("console.log"),
         parameters: plan.parameters,
         limit: plan.limit,

@@ -108,15 +108,33 @@ impl Page<'_> {
         };
         let text = format!(
             "{}, {bpf}; {} of kernel memory; memtrace itself {} of memory and {} of CPU time; \
-             unwind tables: {} rows in {}.",
+             unwind tables: {} rows in {}{}.",
             count(own.probe_hits, "probe hit"),
             bytes(own.kernel_memory_bytes),
             bytes(own.user_memory_bytes),
             duration(own.user_cpu_ns),
             grouped(own.unwind_rows),
-            duration(own.unwind_build_ns)
+            duration(own.unwind_build_ns),
+            self.container_cost()
         );
         self.paragraph(2, &text);
+    }
+
+    /// What reading the container's memory took for this snapshot.
+    fn container_cost(&self) -> String {
+        let own = &self.books.snapshot.own;
+        match (own.container_read_ns, own.heap_read_ns) {
+            (0, _) => String::new(),
+            (whole, Some(heap)) => format!(
+                "; the container's memory read in {}, {} of it for malloc's books",
+                duration(whole),
+                duration(heap)
+            ),
+            (whole, None) => format!(
+                "; the container's memory read in {}, malloc's books left out",
+                duration(whole)
+            ),
+        }
     }
 }
 

@@ -65,6 +65,7 @@ const V2: Files = Files {
         "memory.min",
         "memory.swap.max",
         "memory.current",
+        "memory.swap.current",
     ],
 };
 

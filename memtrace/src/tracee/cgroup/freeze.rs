@@ -16,7 +16,6 @@ use nix::fcntl::OFlag;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pipe2};
 
-use super::nanoseconds;
 use crate::snapshot::facts::FreezeFacts;
 use crate::tracee::container::cgroup::{
     containers_in, parse_cgroup_mounts, parse_memberships, read_bounded, read_cgroup_file,
@@ -112,11 +111,13 @@ impl Frozen {
     /// Lets everyone go on, and says what was done.
     pub fn thaw(mut self) -> FreezeFacts {
         let was_frozen = self.guard.is_none();
+        let frozen_for = self.since.elapsed();
         self.release();
         FreezeFacts {
             file: self.freezer.file.display().to_string(),
-            frozen_for_ns: nanoseconds(self.since),
+            frozen_for_ns: u64::try_from(frozen_for.as_nanos()).unwrap_or(u64::MAX),
             was_frozen,
+            too_long: !was_frozen && frozen_for >= LONGEST,
         }
     }
 

@@ -24,7 +24,7 @@ pub(crate) use files::parse as parse_file;
 pub use locate::{LocateError, Place, place_at, place_of_path, place_of_process};
 pub use overhead::overhead_of;
 
-use crate::snapshot::facts::{FACTS_SCHEMA, Facts, Subject};
+use crate::snapshot::facts::{FACTS_SCHEMA, Facts, ProcessFacts, Subject};
 use crate::snapshot::{HostSummary, Known};
 use crate::tracee::container::cgroup::{read_bounded, read_processes_below};
 use freeze::Frozen;
@@ -47,9 +47,13 @@ pub struct Wanted {
     pub most_smaps: usize,
 }
 
-/// Reads everything. With `frozen`, the processes stand still meanwhile; it is let go of as soon as
-/// they have been read.
-pub fn gather(wanted: &Wanted, frozen: Option<Frozen>) -> Facts {
+/// Reads everything. With `frozen`, the processes stand still meanwhile, and `within`, which reads
+/// the processes' own books, too; then they are let go of.
+pub async fn gather(
+    wanted: &Wanted,
+    frozen: Option<Frozen>,
+    within: impl AsyncFnOnce(&mut [ProcessFacts]),
+) -> Facts {
     let start = Instant::now();
     let unix_ns = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -63,7 +67,8 @@ pub fn gather(wanted: &Wanted, frozen: Option<Frozen>) -> Facts {
     pids.extend(&wanted.pids);
     pids.sort_unstable();
     pids.dedup();
-    let (processes, unread) = processes::read(&pids, wanted.subject.main_pid, wanted.most_smaps);
+    let (mut processes, unread) =
+        processes::read(&pids, wanted.subject.main_pid, wanted.most_smaps);
     let cgroup = match (&wanted.place, before) {
         (Known::Value(place), Some(before)) => {
             let mut read = files::complete(place, before, start);
@@ -76,6 +81,8 @@ pub fn gather(wanted: &Wanted, frozen: Option<Frozen>) -> Facts {
         (Known::Value(_), None) => Known::unknown("the cgroup was not read"),
     };
     let read_ns = nanoseconds(start);
+    within(&mut processes).await;
+    let books_read_ns = nanoseconds(start).saturating_sub(read_ns);
     let freeze = frozen.map(Frozen::thaw);
     let first = wanted.subject.main_pid.or_else(|| pids.first().copied());
     Facts {
@@ -83,6 +90,7 @@ pub fn gather(wanted: &Wanted, frozen: Option<Frozen>) -> Facts {
         memtrace: env!("CARGO_PKG_VERSION").to_owned(),
         unix_ns,
         read_ns,
+        books_read_ns,
         host: HostSummary::default(),
         host_memory: host_memory(),
         subject: wanted.subject.clone(),

@@ -8,6 +8,9 @@ use memtrace_tests::conformance::Case;
 pub const BUSY: (&str, Kind) = ("busy", Kind::C);
 pub const MALLOC: (&str, Kind) = ("malloc", Kind::C);
 
+/// What the ledger's tests put into containers.
+pub const LEDGER: [(&str, Kind); 2] = [("ledger", Kind::C), ("held", Kind::Go)];
+
 /// A stack of every shape that the kernel side tells apart, and every rule of pairing that needs
 /// a program of its own.
 pub fn cases(short: bool) -> Vec<Case> {

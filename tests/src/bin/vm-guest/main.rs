@@ -1,6 +1,6 @@
 //! What `cargo xtask vm` runs inside an emulated guest, over the same harness as the live tests.
 //!
-//! `vm-guest programs short|full` runs on the host: compiles the programs that the guest will
+//! `vm-guest programs short|full|ledger` runs on the host: compiles the programs that the guest will
 //! trace, and prints where they lie. `vm-guest FILE` runs in the guest: does the task of the file
 //! and tells what happened, an event of JSON on a line. It never powers the guest off.
 
@@ -14,7 +14,7 @@ mod run;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use memtrace_tests::compile;
+use memtrace_tests::compile::{self, Kind};
 use serde::Deserialize;
 
 /// What the guest was booted for.
@@ -44,15 +44,22 @@ fn run() -> Result<()> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["programs", "short"] => programs(true),
         ["programs", "full"] => programs(false),
+        ["programs", "ledger"] => compile_all(&cases::LEDGER),
         [file] => guest(file),
-        _ => bail!("this is for `cargo xtask vm`: `vm-guest programs short|full`, or a task file"),
+        _ => bail!(
+            "this is for `cargo xtask vm`: `vm-guest programs short|full|ledger`, or a task file"
+        ),
     }
 }
 
 /// Compiles what the guest needs, and says where it lies and where it belongs.
 fn programs(short: bool) -> Result<()> {
+    compile_all(&cases::programs(short))
+}
+
+fn compile_all(programs: &[(&str, Kind)]) -> Result<()> {
     let mut list = Vec::new();
-    for (name, kind) in cases::programs(short) {
+    for &(name, kind) in programs {
         let path = compile::program(name, kind).with_context(|| format!("compile `{name}`"))?;
         list.push(serde_json::json!({ "path": path, "place": kind.place(name) }));
     }
