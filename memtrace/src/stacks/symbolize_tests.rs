@@ -235,7 +235,7 @@ fn a_frame_of_an_unknown_mapping_is_what_was_found_there_before_anything_went() 
     assert_eq!(owner_when(&symbolizer, 6), 2);
     // And not for longer than it was there: what comes next may be called before the next look.
     symbolizer.look_again();
-    symbolizer.keep_only(&[0x5000..0x6000]);
+    symbolizer.keep_only(std::slice::from_ref(&(0x5000..0x6000)));
     symbolizer.settle(8);
     assert_eq!(owner_when(&symbolizer, 8), OWNER_UNKNOWN);
     assert_eq!(owner_when(&symbolizer, 6), 2);
