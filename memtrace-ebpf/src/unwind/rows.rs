@@ -121,42 +121,34 @@ pub fn find_row<S: Steps>(
     process: *const ProcessRow,
     pc: u64,
 ) -> Result<Found, WalkEnd> {
-    if walk.distrust != TRUST_ALL {
-        // What the cache holds does not say whether its mapping may go.
-        let mapping = find_mapping::<S>(process, pc).ok_or(WalkEnd::UnknownMapping)?;
-        if walk.distrust > TRUST_WHAT_STAYS || mapping.may_go != 0 {
-            return Err(WalkEnd::MappingsChanged);
-        }
-        return Ok(look_up::<S>(walk, mapping, pc));
-    }
     let slot = (pc.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32 % CACHED_ROWS as u32;
     let Some(cached) = CACHE.get_ptr_mut(slot) else { return Err(WalkEnd::NoUnwindRow) };
-    // SAFETY: a live map value; other CPUs write it, which the key reveals.
-    let (key, data) = unsafe {
-        (
-            core::ptr::read_volatile(&raw const (*cached).key),
-            core::ptr::read_volatile(&raw const (*cached).data),
-        )
-    };
     let generation = u64::from(walk.generation) << GENERATION_SHIFT;
-    if key == pc ^ scrambled(data) && (data ^ generation) >> GENERATION_SHIFT == 0 {
-        return Ok(Found(data));
+    // What the cache holds does not say whether its mapping may go.
+    if walk.distrust == TRUST_ALL {
+        // SAFETY: a live map value; other CPUs write it, which the key reveals.
+        let (key, data) = unsafe {
+            (
+                core::ptr::read_volatile(&raw const (*cached).key),
+                core::ptr::read_volatile(&raw const (*cached).data),
+            )
+        };
+        if key == pc ^ scrambled(data) && (data ^ generation) >> GENERATION_SHIFT == 0 {
+            return Ok(Found(data));
+        }
     }
     let mapping = find_mapping::<S>(process, pc).ok_or(WalkEnd::UnknownMapping)?;
-    let Found(data) = look_up::<S>(walk, mapping, pc);
+    if walk.distrust > TRUST_WHAT_STAYS || (walk.distrust != TRUST_ALL && mapping.may_go != 0) {
+        return Err(WalkEnd::MappingsChanged);
+    }
+    let row = find_in_table::<S>(mapping, pc).unwrap_or(NO_ROW);
+    let data = generation | u64::from(mapping.owner) << OWNER_SHIFT | row >> 32;
     // SAFETY: as above.
     unsafe {
         core::ptr::write_volatile(&raw mut (*cached).key, pc ^ scrambled(data));
         core::ptr::write_volatile(&raw mut (*cached).data, data);
     }
     Ok(Found(data))
-}
-
-#[inline(always)]
-fn look_up<S: Steps>(walk: &WalkRow, mapping: &UnwindMapping, pc: u64) -> Found {
-    let row = find_in_table::<S>(mapping, pc).unwrap_or(NO_ROW);
-    let generation = u64::from(walk.generation) << GENERATION_SHIFT;
-    Found(generation | u64::from(mapping.owner) << OWNER_SHIFT | row >> 32)
 }
 
 /// What a range has in common with the mappings of a process.
