@@ -22,8 +22,8 @@ use memtrace_common::rows::{
     FIRST_STACK, NOTICE_UNKNOWN_MAPPING, NoticedKey, ProcessRow, ThreadRow, WINDOW_WORDS, WalkRow,
 };
 use memtrace_common::unwind::{
-    BY_STACK_DEPTH, CfaKind, FRAMES_PER_PROGRAM, G_STACK_HI, GUESSED, MAX_FRAMES, OWNER_UNKNOWN,
-    RBP_AT_RBP, UnwindRow, WalkEnd, owned,
+    BY_STACK_DEPTH, CfaKind, FRAMES_PER_PROGRAM, G_STACK_HI, GUESSED, MAX_FRAMES, RBP_AT_RBP,
+    UnwindRow, WalkEnd, owned,
 };
 
 use self::rows::find_row;
@@ -205,24 +205,20 @@ fn step<S: Steps>(thread: &mut ThreadRow, process: *const ProcessRow) -> bool {
     let pc = thread.walk.pc;
     let wanted = if thread.walk.interrupted != 0 { pc } else { pc.wrapping_sub(1) };
     let found = find_row::<S>(&thread.walk, process, wanted);
-    if let Err(WalkEnd::MappingsChanged) = found {
-        thread.walk.end = WalkEnd::MappingsChanged as u32;
+    let end = found.end().unwrap_or(WalkEnd::TooDeep as u32);
+    thread.walk.end = end;
+    if end == WalkEnd::MappingsChanged as u32 {
         return false;
     }
-    let owner = match found {
-        Ok(found) => found.owner(),
-        Err(_) => OWNER_UNKNOWN,
-    };
-    let frame = owned(pc, owner);
+    let frame = owned(pc, found.owner());
     // SAFETY: `at` is below the length of the array.
     unsafe { *(&raw mut thread.scratch.frames).cast::<u64>().add(at) = frame };
     thread.walk.count = at as u32 + 1;
     mix(&mut thread.walk, frame);
-    let stepped = match found {
-        Ok(found) => to_caller(thread, found.row(), pc),
-        Err(end) => Err(end),
-    };
-    match stepped {
+    if found.end().is_some() {
+        return false;
+    }
+    match to_caller(thread, found.row(), pc) {
         Ok(()) => true,
         Err(end) => {
             thread.walk.end = end as u32;

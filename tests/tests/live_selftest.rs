@@ -135,7 +135,7 @@ fn python(stacks: u64) -> Result<u64> {
 
 fn go(stacks: u64) -> Result<u64> {
     let program = Program::start(&compile::program("crossings", Kind::Go)?, &[] as &[&str], &[])?;
-    let expected = Expected { threads: 2, mean_frames: 12.0, identical: 0.995, checked_steps: 3 };
+    let expected = Expected { threads: 2, mean_frames: 12.0, identical: 0.995, checked_steps: 9 };
     let answer = check("Go and C", program.pid(), stacks, &expected)?;
     program.finish()?;
     Ok(answer.stacks_compared)

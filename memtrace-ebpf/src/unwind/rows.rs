@@ -7,7 +7,9 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_loop;
 use memtrace_common::rows::{CACHED_ROWS, ProcessRow, TRUST_ALL, TRUST_WHAT_STAYS, WalkRow};
-use memtrace_common::unwind::{CfaKind, MAX_MAPPINGS, UnwindMapping, UnwindRow, WalkEnd};
+use memtrace_common::unwind::{
+    CfaKind, MAX_MAPPINGS, OWNER_UNKNOWN, UnwindMapping, UnwindRow, WalkEnd,
+};
 
 use crate::maps::{CACHE, ROWS};
 
@@ -94,7 +96,14 @@ fn last_at_or_below<S: Steps, T: Elements>(
 
 /// A row and whose it is, as the cache holds it: see [`memtrace_common::rows::CachedRow`].
 #[derive(Clone, Copy)]
-pub struct Found(u64);
+pub struct Found {
+    data: u64,
+    /// [`WalkEnd`] where there is no row; [`FOUND`] where there is one. Not a `Result`: of that the
+    /// compiler keeps halves that hold nothing, and verifiers before Linux 6.3 let nobody read them.
+    end: u32,
+}
+
+const FOUND: u32 = u32::MAX;
 
 const OWNER_SHIFT: u32 = 32;
 const GENERATION_SHIFT: u32 = 40;
@@ -102,12 +111,28 @@ const GENERATION_SHIFT: u32 = 40;
 impl Found {
     #[inline(always)]
     pub fn row(self) -> UnwindRow {
-        UnwindRow::unpack(self.0 << 32)
+        UnwindRow::unpack(self.data << 32)
     }
 
     #[inline(always)]
     pub fn owner(self) -> u8 {
-        (self.0 >> OWNER_SHIFT) as u8
+        (self.data >> OWNER_SHIFT) as u8
+    }
+
+    /// Why there is no row.
+    #[inline(always)]
+    pub fn end(self) -> Option<u32> {
+        if self.end == FOUND { None } else { Some(self.end) }
+    }
+
+    #[inline(always)]
+    fn nothing(end: WalkEnd) -> Self {
+        Self { data: (OWNER_UNKNOWN as u64) << OWNER_SHIFT | NO_ROW >> 32, end: end as u32 }
+    }
+
+    #[inline(always)]
+    fn of(data: u64) -> Self {
+        Self { data, end: FOUND }
     }
 }
 
@@ -116,47 +141,39 @@ const NO_ROW: u64 = UnwindRow { pc: 0, kind: CfaKind::None, offset_by_8: 0, rbp:
 
 /// The unwind row of a pc of a walk; one of [`CfaKind::None`] where its mapping has none there.
 #[inline(always)]
-pub fn find_row<S: Steps>(
-    walk: &WalkRow,
-    process: *const ProcessRow,
-    pc: u64,
-) -> Result<Found, WalkEnd> {
-    if walk.distrust != TRUST_ALL {
-        // What the cache holds does not say whether its mapping may go.
-        let mapping = find_mapping::<S>(process, pc).ok_or(WalkEnd::UnknownMapping)?;
-        if walk.distrust > TRUST_WHAT_STAYS || mapping.may_go != 0 {
-            return Err(WalkEnd::MappingsChanged);
-        }
-        return Ok(look_up::<S>(walk, mapping, pc));
-    }
+pub fn find_row<S: Steps>(walk: &WalkRow, process: *const ProcessRow, pc: u64) -> Found {
     let slot = (pc.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32 % CACHED_ROWS as u32;
-    let Some(cached) = CACHE.get_ptr_mut(slot) else { return Err(WalkEnd::NoUnwindRow) };
-    // SAFETY: a live map value; other CPUs write it, which the key reveals.
-    let (key, data) = unsafe {
-        (
-            core::ptr::read_volatile(&raw const (*cached).key),
-            core::ptr::read_volatile(&raw const (*cached).data),
-        )
+    let Some(cached) = CACHE.get_ptr_mut(slot) else {
+        return Found::nothing(WalkEnd::NoUnwindRow);
     };
     let generation = u64::from(walk.generation) << GENERATION_SHIFT;
-    if key == pc ^ scrambled(data) && (data ^ generation) >> GENERATION_SHIFT == 0 {
-        return Ok(Found(data));
+    // What the cache holds does not say whether its mapping may go.
+    if walk.distrust == TRUST_ALL {
+        // SAFETY: a live map value; other CPUs write it, which the key reveals.
+        let (key, data) = unsafe {
+            (
+                core::ptr::read_volatile(&raw const (*cached).key),
+                core::ptr::read_volatile(&raw const (*cached).data),
+            )
+        };
+        if key == pc ^ scrambled(data) && (data ^ generation) >> GENERATION_SHIFT == 0 {
+            return Found::of(data);
+        }
     }
-    let mapping = find_mapping::<S>(process, pc).ok_or(WalkEnd::UnknownMapping)?;
-    let Found(data) = look_up::<S>(walk, mapping, pc);
+    let Some(mapping) = find_mapping::<S>(process, pc) else {
+        return Found::nothing(WalkEnd::UnknownMapping);
+    };
+    if walk.distrust > TRUST_WHAT_STAYS || (walk.distrust != TRUST_ALL && mapping.may_go != 0) {
+        return Found::nothing(WalkEnd::MappingsChanged);
+    }
+    let row = find_in_table::<S>(mapping, pc).unwrap_or(NO_ROW);
+    let data = generation | u64::from(mapping.owner) << OWNER_SHIFT | row >> 32;
     // SAFETY: as above.
     unsafe {
         core::ptr::write_volatile(&raw mut (*cached).key, pc ^ scrambled(data));
         core::ptr::write_volatile(&raw mut (*cached).data, data);
     }
-    Ok(Found(data))
-}
-
-#[inline(always)]
-fn look_up<S: Steps>(walk: &WalkRow, mapping: &UnwindMapping, pc: u64) -> Found {
-    let row = find_in_table::<S>(mapping, pc).unwrap_or(NO_ROW);
-    let generation = u64::from(walk.generation) << GENERATION_SHIFT;
-    Found(generation | u64::from(mapping.owner) << OWNER_SHIFT | row >> 32)
+    Found::of(data)
 }
 
 /// What a range has in common with the mappings of a process.
