@@ -69,17 +69,21 @@ pub struct Bound {
     pub lag: u64,
     /// How far the charge moved while the files were read.
     pub moved: u64,
-    /// Swap cache is counted as anonymous and as cache.
+    /// Swap cache that nobody has mapped is charged, and neither anonymous nor cache: in a cgroup's
+    /// `file` it is not (`filemap_add_swapcache` in `mm/swap_state.c` counts it for the node alone).
     pub swap_cached: u64,
 }
 
 impl Bound {
     pub fn lowest(self) -> i128 {
-        -i128::from(self.lag) - i128::from(self.moved) - i128::from(self.swap_cached)
+        -i128::from(self.lag) - i128::from(self.moved)
     }
 
     pub fn highest(self) -> i128 {
-        i128::from(self.stock) + i128::from(self.lag) + i128::from(self.moved)
+        i128::from(self.stock)
+            + i128::from(self.lag)
+            + i128::from(self.moved)
+            + i128::from(self.swap_cached)
     }
 
     pub fn holds(self, epsilon: i128) -> bool {

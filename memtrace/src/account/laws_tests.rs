@@ -104,6 +104,22 @@ fn the_bound_is_a_stock_for_each_cgroup_and_cpu() {
 }
 
 #[test]
+fn swap_cache_that_nobody_has_mapped_is_charged_beyond_the_terms() {
+    let of = |extra: u64, cached: u64| {
+        let mut cgroup = cgroup(CgroupVersion::V2, V2);
+        let figures = &mut cgroup.after.figures;
+        *figures.get_mut("memory.current").unwrap() += extra;
+        figures.insert("memory.stat swapcached".to_owned(), cached);
+        cgroup.after.usage_before += extra;
+        let facts = facts(Known::Value(cgroup), vec![process(7, heap_of(25_268_224))]);
+        let i1 = Ledger::of(&facts).checks.into_iter().find(|check| check.name == "I1").unwrap();
+        i1.holds
+    };
+    assert_eq!(of(8 * MIB, 0), Some(false));
+    assert_eq!(of(8 * MIB, 8 * MIB), Some(true));
+}
+
+#[test]
 fn a_process_that_shares_pages_has_less_than_its_classes() {
     let mut sharer = process(7, heap_of(8 * MIB));
     if let Known::Value(rollup) = &mut sharer.rollup_after {
