@@ -114,7 +114,7 @@ pub struct RecordArgs {
 
     /// Where mmap and its kin are seen: in libc's functions, or where they enter the `kernel`, which
     /// sees system calls made without libc as well, and costs every system call of the host about
-    /// 0.2 µs meanwhile. `auto`: the kernel for Go programs without libc and Go programs that
+    /// 0.3 µs meanwhile. `auto`: the kernel for Go programs without libc and Go programs that
     /// map memory themselves
     #[arg(long, value_name = "auto|libc|kernel", default_value = "auto")]
     pub mmap_source: MmapSource,

@@ -184,7 +184,7 @@ pub fn explain(probes: &ProbeReport) {
     if !traced.is_empty() {
         let names: Vec<_> = traced.iter().map(|probe| probe.function.as_str()).collect();
         say(format_args!(
-            "tracepoints on the system calls {}: each system call of this host takes about 0.2 µs \
+            "tracepoints on the system calls {}: each system call of this host takes about 0.3 µs \
              longer meanwhile",
             names.join(", ")
         ));
