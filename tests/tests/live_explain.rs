@@ -244,6 +244,10 @@ fn nothing_is_allocated_in_the_tracee_and_nobody_is_stopped() -> Result<()> {
             .filter(|line| ["Rss", "Anonymous", "Swap"].iter().any(|key| line.starts_with(key)));
         Ok(rollup.chain(kept).map(str::to_owned).collect::<Vec<_>>().join("\n"))
     };
+    // It has told its truth and is about to wait.
+    until("the program to sleep", Duration::from_secs(10), || {
+        Ok(state()?.contains("State:\tS (sleeping)"))
+    })?;
     let before = state()?;
     let explained = Explained::of(&["--pid", &held.pid()])?;
     let after = state()?;

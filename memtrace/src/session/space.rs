@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
+use memtrace_common::unwind::UnwindMapping;
 
 use crate::kernel::{AttachOutcome, Kernel};
 use crate::snapshot::{NotProbed, Object};
@@ -27,6 +28,8 @@ pub struct AddressSpace {
     anonymous_code: Vec<(u64, u64)>,
     pub tables: TableStore,
     rows_told: usize,
+    /// What the kernel side was told last.
+    told: Vec<UnwindMapping>,
     /// One for each of `mappings.files`.
     needs: Vec<Needs>,
     /// Of `mappings.files`, those that stay mapped for as long as the process.
@@ -46,6 +49,7 @@ impl AddressSpace {
             anonymous_code: Vec::new(),
             tables: TableStore::new(),
             rows_told: 0,
+            told: Vec::new(),
             needs: Vec::new(),
             staying: BTreeSet::new(),
             symbolizer: Symbolizer::new(Options { root, ..Options::default() }),
@@ -136,7 +140,11 @@ impl AddressSpace {
         if before.is_settled && kernel.changes_since(pid, &before)? == 0 {
             self.symbolizer.settle(before.count as u16);
         }
-        self.publish(kernel, pid)?;
+        // A walk in progress does not outlive a new row of its process: what is mapped beside code, as
+        // the first breakpoint's own page is, must not cut one short.
+        if before.is_behind || self.current().mappings != self.told {
+            self.publish(kernel, pid)?;
+        }
         Ok(Some(new.iter().map(|&at| self.mappings.files[at].clone()).collect()))
     }
 
@@ -165,6 +173,7 @@ impl AddressSpace {
         kernel
             .set_process(pid, &space.mappings)
             .context("failed to hand the mappings to the kernel side")?;
+        self.told = space.mappings;
         Ok(())
     }
 
