@@ -22,7 +22,8 @@ pub fn ask(page: &str, script: &str) -> Result<Value> {
            answer.complaints = complaints; \
            document.documentElement.innerHTML = ''; \
            document.documentElement.textContent = \
-             'ANSWER' + btoa(unescape(encodeURIComponent(JSON.stringify(answer)))) + 'END'; \
+             'ANSWER' + JSON.stringify(answer).replace(/[<>&\\u00a0]/g, \
+               (c) => '\\\\u' + c.charCodeAt(0).toString(16).padStart(4, '0')) + 'END'; \
          }});</script>"
     );
     let directory = tempfile::tempdir().context("make a directory for the page")?;
@@ -37,8 +38,7 @@ pub fn ask(page: &str, script: &str) -> Result<Value> {
         .and_then(|(_, rest)| rest.split_once("END"))
         .with_context(|| format!("no answer in {} characters of page", shown.len()))?
         .0;
-    let answer = String::from_utf8(decoded(answer)?).context("read the answer")?;
-    let answer: Value = serde_json::from_str(&answer).context("read the answer")?;
+    let answer: Value = serde_json::from_str(answer).context("read the answer")?;
     if let Some(failed) = answer["failed"].as_str() {
         bail!("the script failed: {failed}");
     }
@@ -66,28 +66,4 @@ fn shown(page: &Path, home: &Path) -> Result<String> {
     }
     ended?;
     std::fs::read_to_string(home.join("dom")).context("read the document")
-}
-
-/// base64, as `btoa` writes it.
-fn decoded(text: &str) -> Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
-    let (mut bits, mut held) = (0u32, 0);
-    for c in text.bytes() {
-        let six = match c {
-            b'A'..=b'Z' => c - b'A',
-            b'a'..=b'z' => c - b'a' + 26,
-            b'0'..=b'9' => c - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            b'=' => break,
-            other => bail!("`{}` is no base64", char::from(other)),
-        };
-        bits = bits << 6 | u32::from(six);
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            bytes.push((bits >> held) as u8);
-        }
-    }
-    Ok(bytes)
 }

@@ -77,14 +77,8 @@ impl Ledger {
             .iter()
             .map(|it| ProcessLedger::of(it, facts, seen(it.id.pid)))
             .collect();
-        let figures = match &facts.cgroup {
-            Known::Value(cgroup) => Charge::of(cgroup, facts),
-            Known::Unknown { reason } => Known::unknown(reason.clone()),
-        };
-        let charge = match &figures {
-            Known::Value(charge) => Known::Value(tree::charge_row(charge, facts, &processes)),
-            Known::Unknown { reason } => Known::unknown(reason.clone()),
-        };
+        let figures = facts.cgroup.and_then(|cgroup| Charge::of(cgroup, facts));
+        let charge = figures.map(|charge| tree::charge_row(charge, facts, &processes));
         let limits = facts.cgroup.value().map(|cgroup| Limits::of(cgroup, facts));
         let drift = facts.cgroup.value().map(Drift::of);
         let tools = tools::tools(facts, figures.value(), limits.as_ref(), &processes);
@@ -112,8 +106,5 @@ impl Ledger {
 
 /// Resident memory of a runtime's process for this container, as its Pss.
 fn overhead_bytes(process: &OverheadFacts) -> Known<i128> {
-    match &process.rollup {
-        Known::Value(rollup) => Known::Value(rollup.pss.into()),
-        Known::Unknown { reason } => Known::unknown(reason.clone()),
-    }
+    process.rollup.map(|rollup| rollup.pss.into())
 }

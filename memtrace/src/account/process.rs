@@ -46,16 +46,12 @@ pub struct ProcessLedger {
 impl ProcessLedger {
     pub fn of(process: &ProcessFacts, facts: &Facts, seen: Option<&Outstanding>) -> Self {
         let rollup = &process.rollup_after;
-        let field = |of: fn(&Rollup) -> u64| match rollup {
-            Known::Value(rollup) => Known::Value(of(rollup)),
-            Known::Unknown { reason } => Known::unknown(reason.clone()),
-        };
-        let since_5_4 = |of: fn(&Rollup) -> Option<u64>| match rollup {
-            Known::Value(rollup) => match of(rollup) {
+        let field = |of: fn(&Rollup) -> u64| rollup.map(of);
+        let since_5_4 = |of: fn(&Rollup) -> Option<u64>| {
+            rollup.and_then(|rollup| match of(rollup) {
                 Some(bytes) => Known::Value(bytes),
                 None => Known::unknown("this kernel's smaps_rollup does not tell it (Linux 5.4)"),
-            },
-            Known::Unknown { reason } => Known::unknown(reason.clone()),
+            })
         };
         let mut ledger = Self {
             pid: process.id.pid,

@@ -207,10 +207,7 @@ impl Row {
 }
 
 pub fn wide(known: &Known<u64>) -> Known<i128> {
-    match known {
-        Known::Value(value) => Known::Value((*value).into()),
-        Known::Unknown { reason } => Known::unknown(reason.clone()),
-    }
+    known.map(|value| (*value).into())
 }
 
 #[cfg(test)]

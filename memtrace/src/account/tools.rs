@@ -217,21 +217,13 @@ fn of_go(tools: &mut Vec<Tool>, process: &ProcessFacts) {
         return;
     }
     let pid = process.id.pid;
-    let of_books = |of: fn(&crate::snapshot::GoMemory) -> i128| match &process.go {
-        Known::Unknown { reason } => Known::unknown(reason.clone()),
-        Known::Value(go) => match &go.memory {
-            Known::Value(memory) => Known::Value(of(memory)),
-            Known::Unknown { reason } => Known::unknown(reason.clone()),
-        },
-    };
+    let of_books =
+        |of: fn(&crate::snapshot::GoMemory) -> i128| process.go.and_then(|go| go.memory.map(of));
     let source = process.go.value().map_or(String::new(), |go| format!(" ({})", go.source));
     tools.push(Tool {
         key: "pprof",
         name: format!("pprof inuse_space (pid {pid})"),
-        bytes: match &process.go {
-            Known::Value(go) => row::wide(&go.inuse),
-            Known::Unknown { reason } => Known::unknown(reason.clone()),
-        },
+        bytes: process.go.and_then(|go| row::wide(&go.inuse)),
         how: match process.go.value().map(|go| go.sample_rate) {
             Some(1) => How::Measured,
             _ => How::Sampled,

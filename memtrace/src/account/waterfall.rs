@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use super::owners::{Bands, Owner};
 use super::row::How;
-use crate::snapshot::Known;
 
 /// One step; the first starts from nothing.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -73,19 +72,12 @@ pub fn steps(bands: &Bands, traced: Traced) -> Vec<Step> {
     steps
 }
 
-/// The steps of an instant whose bands are known.
-pub fn of(bands: &Known<Bands>, traced: Traced) -> Known<Vec<Step>> {
-    match bands {
-        Known::Value(bands) => Known::Value(steps(bands, traced)),
-        Known::Unknown { reason } => Known::unknown(reason.clone()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::account::Ledger;
     use crate::account::fixtures::{self, MIB};
+    use crate::snapshot::Known;
     use crate::snapshot::facts::CgroupVersion;
 
     #[test]
@@ -98,7 +90,8 @@ mod tests {
         let process = fixtures::process(7, mappings);
         let bands = Bands::of(&Ledger::of(&fixtures::facts(cgroup, vec![process])));
         for (pprof, outstanding) in [(None, 0), (Some(MIB), MIB), (Some(9 * MIB), 90 * MIB)] {
-            let Known::Value(steps) = of(&bands, Traced { pprof, outstanding }) else {
+            let Known::Value(steps) = bands.map(|it| steps(it, Traced { pprof, outstanding }))
+            else {
                 panic!("no steps")
             };
             let sum: i128 = steps.iter().map(|step| step.bytes).sum();
@@ -111,7 +104,8 @@ mod tests {
 
     #[test]
     fn an_unknown_whole_gives_no_steps_but_the_reason() {
-        let steps = of(&Known::unknown("no cgroup"), Traced::default());
+        let bands: Known<Bands> = Known::unknown("no cgroup");
+        let steps = bands.map(|it| steps(it, Traced::default()));
         assert_eq!(steps.reason(), Some("no cgroup"));
     }
 }

@@ -43,26 +43,22 @@ pub enum GoCounted {
 
 impl Summary {
     pub(crate) fn new(snapshot: &Snapshot, native_blocks: u64) -> Self {
-        let from_process = |figure: &dyn Fn(&crate::snapshot::ProcessMemory) -> u64| {
-            map_known(&snapshot.process, figure)
-        };
+        let from_process =
+            |figure: &dyn Fn(&crate::snapshot::ProcessMemory) -> u64| snapshot.process.map(figure);
         let rss = from_process(&|process| process.rss);
         let files = from_process(&|process| process.rss_file.saturating_add(process.rss_shmem));
         let go_inuse = match &snapshot.go {
             Known::Value(GoBooks { no_profile: Some(reason), .. }) => {
                 Known::unknown(reason.clone())
             }
-            known => map_known(known, &|go| go.inuse_bytes),
+            known => known.map(|go| go.inuse_bytes),
         };
-        let go_retained = match &snapshot.go {
-            Known::Value(GoBooks { memory: Some(memory), .. }) => {
-                Known::Value(memory.sys.saturating_sub(memory.heap_released))
-            }
-            Known::Value(_) => Known::unknown(
+        let go_retained = snapshot.go.and_then(|go| match &go.memory {
+            Some(memory) => Known::Value(memory.sys.saturating_sub(memory.heap_released)),
+            None => Known::unknown(
                 "the profile carries no runtime.MemStats: ask for /debug/pprof/heap?debug=1",
             ),
-            Known::Unknown { reason } => Known::unknown(reason.clone()),
-        };
+        });
         let (go_counted, go) = match (&go_retained, &go_inuse) {
             (Known::Value(retained), _) => (GoCounted::Retained, *retained),
             (_, Known::Value(inuse)) => (GoCounted::InUse, *inuse),
@@ -102,12 +98,5 @@ impl Summary {
                 .saturating_add(ranges(RangeOwner::ThreadStack, true)),
             unexplained,
         }
-    }
-}
-
-fn map_known<T>(known: &Known<T>, figure: &dyn Fn(&T) -> u64) -> Known<u64> {
-    match known {
-        Known::Value(value) => Known::Value(figure(value)),
-        Known::Unknown { reason } => Known::unknown(reason.clone()),
     }
 }

@@ -84,11 +84,7 @@ pub(super) fn document(facts: &Facts, ledger: &Ledger) -> Value {
                 "pid": it.pid, "comm": it.comm, "evidence": it.evidence, "cgroup": it.cgroup_path,
             }));
             for (key, field) in [("pss", 0), ("rss", 1)] {
-                let bytes = match &it.rollup {
-                    Known::Value(rollup) => Known::Value([rollup.pss, rollup.rss][field]),
-                    Known::Unknown { reason } => Known::unknown(reason.clone()),
-                };
-                put(&mut of, key, &bytes);
+                put(&mut of, key, &it.rollup.map(|rollup| [rollup.pss, rollup.rss][field]));
             }
             Value::Object(of)
         }).collect::<Vec<_>>(),

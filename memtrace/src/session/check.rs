@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use super::exit::SessionError;
-use super::outputs::{Sink, stdout_takes_color};
+use super::outputs::{Sink, is_coloured};
 use super::{load, to_stdout};
-use crate::cli::{CheckArgs, ColorChoice};
+use crate::cli::CheckArgs;
 use crate::report::check::{json, junit, text};
 use crate::verdict::check::{Asked, check};
 use crate::verdict::suppress::Suppressions;
@@ -47,11 +47,7 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
         Sink::open(path)?.deliver(junit(&outcome).as_bytes())?;
     }
     if on_stdout == 0 {
-        let colour = match args.color {
-            ColorChoice::Always => true,
-            ColorChoice::Never => false,
-            ColorChoice::Auto => stdout_takes_color(),
-        };
+        let colour = is_coloured(args.color);
         to_stdout(text(&outcome, colour).as_bytes())?;
     }
     Ok(if outcome.holds() { ExitCode::SUCCESS } else { ExitCode::from(8) })

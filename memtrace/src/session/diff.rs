@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-use super::outputs::{Sink, stdout_takes_color};
+use super::outputs::{Sink, is_coloured};
 use super::{exit::SessionError, load, to_stdout};
-use crate::cli::{ColorChoice, DiffArgs};
+use crate::cli::DiffArgs;
 use crate::outstanding::books::Librarian;
 use crate::outstanding::diff::{Options, Side, diff};
 use crate::report::diff::{DiffOptions, Named, json, profile, text};
@@ -117,11 +117,7 @@ pub fn run(args: &DiffArgs) -> Result<ExitCode> {
     }
     let options = DiffOptions {
         top: args.top,
-        colour: match args.color {
-            ColorChoice::Always => true,
-            ColorChoice::Never => false,
-            ColorChoice::Auto => stdout_takes_color(),
-        },
+        colour: is_coloured(args.color),
         show_runtime_frames: args.show_runtime_frames,
     };
     to_stdout(text(named_old, named_new, &found, options).as_bytes())

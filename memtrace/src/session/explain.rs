@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::exit::SessionError;
-use super::outputs::{Sink, stdout_takes_color, terminal_width};
+use super::outputs::{Sink, is_coloured, terminal_width};
 use super::say::warn;
 use crate::account::Ledger;
-use crate::cli::{ColorChoice, ExplainArgs, ExplainTarget};
+use crate::cli::{ExplainArgs, ExplainTarget};
 use crate::doctor::gather_plain_host;
 use crate::go::{GoProfileSource, GoReader, open_network_namespace};
 use crate::report::ledger::{LedgerOptions, render_json, render_text};
@@ -55,11 +55,7 @@ pub async fn run(args: ExplainArgs) -> Result<ExitCode> {
     if text_to_stdout {
         let options = LedgerOptions {
             width: terminal_width(),
-            colour: match args.color {
-                ColorChoice::Always => true,
-                ColorChoice::Never => false,
-                ColorChoice::Auto => stdout_takes_color(),
-            },
+            colour: is_coloured(args.color),
             exact: args.bytes,
         };
         let text = render_text(&facts, &ledger, options);
@@ -279,14 +275,8 @@ fn read_heap(pid: u32) -> Known<HeapCensus> {
         Known::Value(census) => census,
         Known::Unknown { reason } => return Known::unknown(reason),
     };
-    let free = |arena: &heap::Arena, of: fn(&heap::Free) -> u64| match &arena.free {
-        Known::Value(free) => Known::Value(of(free)),
-        Known::Unknown { reason } => Known::unknown(reason.clone()),
-    };
-    let mapped = |of: fn(&heap::MappedChunks) -> u64| match &census.mapped {
-        Known::Value(mapped) => Known::Value(of(mapped)),
-        Known::Unknown { reason } => Known::unknown(reason.clone()),
-    };
+    let free = |arena: &heap::Arena, of: fn(&heap::Free) -> u64| arena.free.map(of);
+    let mapped = |of: fn(&heap::MappedChunks) -> u64| census.mapped.map(of);
     let arenas = census.arenas.iter().map(|arena| ArenaFacts {
         address: arena.address,
         is_main: arena.main,
@@ -300,20 +290,14 @@ fn read_heap(pid: u32) -> Known<HeapCensus> {
         arenas: arenas.collect(),
         mapped_chunks: mapped(|mapped| mapped.chunks),
         mapped_bytes: mapped(|mapped| mapped.bytes),
-        thread_caches: match &census.thread_caches {
-            Known::Value(caches) => Known::Value(caches.bytes),
-            Known::Unknown { reason } => Known::unknown(reason.clone()),
-        },
+        thread_caches: census.thread_caches.map(|caches| caches.bytes),
         trimmable_resident: census.totals.trimmable_resident_bytes.clone(),
     })
 }
 
 /// Puts the runtime's books where they belong.
 fn take_books(process: &mut ProcessFacts, books: &Known<GoBooks>) {
-    process.go = match books {
-        Known::Value(books) => Known::Value(without_stacks(books)),
-        Known::Unknown { reason } => Known::unknown(reason.clone()),
-    };
+    process.go = books.map(without_stacks);
     take_arenas(process, books);
 }
 

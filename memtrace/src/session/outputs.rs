@@ -172,11 +172,7 @@ impl Outputs {
             sinks,
             recording,
             text_to_stdout: claims == 0,
-            color: match formats.color {
-                ColorChoice::Always => true,
-                ColorChoice::Never => false,
-                ColorChoice::Auto => stdout_takes_color(),
-            },
+            color: is_coloured(formats.color),
             width: terminal_width(),
         })
     }
@@ -229,6 +225,15 @@ pub fn terminal_width() -> usize {
         .or_else(|| std::env::var("COLUMNS").ok()?.parse().ok())
         .filter(|width| (40..=1000).contains(width))
         .unwrap_or(100)
+}
+
+/// Whether what goes to standard output is coloured.
+pub fn is_coloured(choice: ColorChoice) -> bool {
+    match choice {
+        ColorChoice::Always => true,
+        ColorChoice::Never => false,
+        ColorChoice::Auto => stdout_takes_color(),
+    }
 }
 
 pub fn stdout_takes_color() -> bool {

@@ -45,6 +45,19 @@ impl<T> Known<T> {
         }
     }
 
+    /// What follows from the figure; from none, nothing, for the same reason.
+    pub fn map<U>(&self, follows: impl FnOnce(&T) -> U) -> Known<U> {
+        self.and_then(|value| Known::Value(follows(value)))
+    }
+
+    /// The same where what follows may be unknown, too.
+    pub fn and_then<U>(&self, follows: impl FnOnce(&T) -> Known<U>) -> Known<U> {
+        match self {
+            Self::Value(value) => follows(value),
+            Self::Unknown { reason } => Known::unknown(reason.clone()),
+        }
+    }
+
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Value(_) => None,

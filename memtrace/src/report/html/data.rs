@@ -12,6 +12,7 @@ use crate::account::Ledger;
 use crate::account::owners::{Bands, Owner};
 use crate::account::waterfall::{self, Step, Traced};
 use crate::outstanding::books::{Books, Librarian};
+use crate::report::json::frame;
 use crate::report::{ReportOptions, ledger_json, verdict_json};
 use crate::snapshot::{Known, Snapshot};
 
@@ -88,27 +89,16 @@ pub(super) fn page<'a>(
 ) -> Page<'a> {
     let recording = librarian.recording();
     let header = &recording.header;
-    let ledgers: Vec<Known<Ledger>> = recording
-        .snapshots
-        .iter()
-        .map(|at| match &at.memory {
-            Known::Value(facts) => Known::Value(Ledger::of(facts)),
-            Known::Unknown { reason } => Known::unknown(reason.clone()),
-        })
-        .collect();
-    let bands: Vec<Known<Bands>> = ledgers
-        .iter()
-        .map(|ledger| match ledger {
-            Known::Value(ledger) => Bands::of(ledger),
-            Known::Unknown { reason } => Known::unknown(reason.clone()),
-        })
-        .collect();
+    let ledgers: Vec<Known<Ledger>> =
+        recording.snapshots.iter().map(|at| at.memory.map(Ledger::of)).collect();
+    let bands: Vec<Known<Bands>> =
+        ledgers.iter().map(|ledger| ledger.and_then(Bands::of)).collect();
     let held: Vec<u64> = (0..recording.snapshots.len())
         .map(|at| librarian.held_at(at).fold(0u64, |sum, (_, it)| sum.saturating_add(it.bytes)))
         .collect();
     let falls = recording.snapshots.iter().zip(&bands).zip(&held).map(|((at, bands), held)| {
         let traced = Traced { pprof: in_use(at), outstanding: *held };
-        match waterfall::of(bands, traced) {
+        match bands.map(|bands| waterfall::steps(bands, traced)) {
             Known::Value(steps) => Falls { steps, reason: None },
             Known::Unknown { reason } => Falls { steps: Vec::new(), reason: Some(reason) },
         }
@@ -224,8 +214,8 @@ fn last(books: &Books<'_>, ledger: Option<&Known<Ledger>>) -> Value {
             "growth": line.growth.map(|growth| json!({
                 "bytes": number(growth.bytes), "bytes_per_second": growth.bytes_per_second,
             })),
-            "frame": line.frame.as_deref().map(stacks::told),
-            "go_caller": line.go_caller.as_deref().map(stacks::told),
+            "frame": line.frame.as_deref().map(frame),
+            "go_caller": line.go_caller.as_deref().map(frame),
         })).collect::<Vec<_>>(),
         "outstanding": { "bytes": books.outstanding.bytes, "blocks": books.outstanding.blocks },
         "truncated": { "bytes": books.truncated.bytes, "blocks": books.truncated.blocks },

@@ -50,16 +50,6 @@ struct Leaf {
     ages_s: Option<(f64, f64)>,
 }
 
-/// A frame by itself.
-pub(super) fn told(frame: &Frame) -> serde_json::Value {
-    serde_json::json!({
-        "label": frame.label(),
-        "module": frame.module.as_deref().map(base_name),
-        "file": frame.file,
-        "line": frame.line,
-    })
-}
-
 pub(super) fn collect(librarian: &Librarian<'_>, last: &Books<'_>, most: usize) -> Stacks {
     let snapshots = &librarian.recording().snapshots;
     let mut builder = Builder::default();

@@ -170,8 +170,5 @@ impl Page<'_> {
 }
 
 fn wide(known: &Known<u64>) -> Known<i128> {
-    match known {
-        Known::Value(value) => Known::Value((*value).into()),
-        Known::Unknown { reason } => Known::unknown(reason.clone()),
-    }
+    known.map(|value| (*value).into())
 }

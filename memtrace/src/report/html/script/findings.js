@@ -8,7 +8,8 @@ function finding(alarm, title, ...lines) {
 
 function place(frame) {
   if (!frame) return "no frame of the program itself";
-  const label = frame.label || frame.function || frame.address || "[unknown]";
+  const inModule = () => `${frame.module.split("/").pop()}${frame.module_offset ? `+${frame.module_offset}` : ""}`;
+  const label = frame.function || (frame.module ? inModule() : frame.address) || "[unknown]";
   return frame.file ? `${label} ${frame.file.split("/").pop()}:${frame.line || "?"}` : label;
 }
 

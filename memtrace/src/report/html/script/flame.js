@@ -43,6 +43,8 @@ function lineOf(frame) {
 const picture = window.flame.flamegraph();
 let root = null;
 let here = null;
+/// Of the theme, for one drawing: each frame is painted with it.
+let paint = null;
 
 /// The tree of calls with what each holds: one node per path, merged by function or by line.
 function callTree() {
@@ -125,7 +127,7 @@ function tone(node) {
   const kind = node.frame ? node.frame[KIND] : "note";
   const hue = kind === "go" ? 195 + (hash % 30) : kind === "glue" || kind === "note" ? 0 : 12 + (hash % 38);
   const saturation = kind === "glue" || kind === "note" ? 0 : 70;
-  return `hsl(${hue} ${saturation}% ${colour("flame-lightness")})`;
+  return `hsl(${hue} ${saturation}% ${paint.lightness})`;
 }
 
 function matcher() {
@@ -160,7 +162,7 @@ picture
   .resetHeightOnZoom(true)
   .minHeight(60)
   .label(() => "")
-  .setColorMapper((d) => (d.highlight ? colour("bad") : tone(d.data.node)))
+  .setColorMapper((d) => (d.highlight ? paint.found : tone(d.data.node)))
   .onHover((d) => { $("flame-detail").textContent = detail(d.data.node); })
   .onClick((d) => zoomTo(d.data.node));
 
@@ -208,9 +210,12 @@ function drawFlame(keepTree) {
   const tree = drawn(node, node.value / width);
   picture.width(width);
   box.selectAll("svg").remove();
+  paint = { lightness: colour("flame-lightness"), found: colour("bad") };
   box.datum(tree).call(picture);
   here = null;
-  search();
+  // What has just been drawn highlights nothing yet.
+  if ($("flame-search").value) search();
+  else $("flame-found").textContent = "";
   $("flame-detail").textContent = detail(node);
 }
 

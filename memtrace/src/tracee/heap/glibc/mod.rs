@@ -197,10 +197,7 @@ fn totals(arenas: &[Arena]) -> Totals {
         }
         Known::Value(sum)
     };
-    let of_free = |arena: &Arena, part: &dyn Fn(&Free) -> Known<u64>| match &arena.free {
-        Known::Value(free) => part(free),
-        Known::Unknown { reason } => Known::unknown(reason.clone()),
-    };
+    let of_free = |arena: &Arena, part: &dyn Fn(&Free) -> Known<u64>| arena.free.and_then(part);
     let plus = |a: Known<u64>, b: Known<u64>| match (a, b) {
         (Known::Value(a), Known::Value(b)) => Known::Value(a + b),
         (Known::Value(_), unknown) | (unknown, _) => unknown,
