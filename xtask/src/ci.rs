@@ -34,6 +34,6 @@ pub fn run() -> Result<()> {
 
     shell::step("other kernels, in emulated machines");
     vm::short()?;
-    demo::run(&demo::Options { duration: 10, no_docker: false })?;
+    demo::run(&demo::Options { duration: 14, no_docker: false })?;
     test::run(&[])
 }

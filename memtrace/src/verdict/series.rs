@@ -12,6 +12,8 @@ use crate::snapshot::{Known, Snapshot, StackTotals};
 
 /// An interval with less than this part of the usual allocations is none under load.
 const IDLE_PART: f64 = 0.1;
+/// What an idle process still allocates, by what it allocates in the busiest quarter: not usual.
+const NEGLIGIBLE_PART: f64 = 0.01;
 
 /// The snapshots under load, by position: from the first one to the last one after which the process
 /// was idle.
@@ -53,7 +55,7 @@ impl Window {
             if time == 0 { 0.0 } else { blocks / time as f64 }
         };
         let rates: Vec<f64> = (1..snapshots.len()).map(rate).collect();
-        let usual = trend::median(rates.iter().copied());
+        let usual = usual(&rates);
         let busy = |rate: &f64| *rate > 0.0 && *rate >= usual * IDLE_PART;
         // Who never allocates in C may well grow elsewhere: all of the recording counts then.
         let (first, last) = match (rates.iter().position(busy), rates.iter().rposition(busy)) {
@@ -78,6 +80,14 @@ impl Window {
     pub fn seconds(&self) -> f64 {
         self.to_ns.saturating_sub(self.from_ns) as f64 / 1e9
     }
+}
+
+/// The median of the intervals that move at all, however many idle ones are beside them.
+fn usual(rates: &[f64]) -> f64 {
+    let mut moving: Vec<f64> = rates.iter().copied().filter(|rate| *rate > 0.0).collect();
+    moving.sort_by(f64::total_cmp);
+    let Some(&upper) = moving.get(moving.len() * 3 / 4) else { return 0.0 };
+    trend::median(moving.into_iter().filter(|rate| *rate >= upper * NEGLIGIBLE_PART))
 }
 
 /// What one line held at one snapshot.

@@ -70,7 +70,10 @@ fn verdict(verdict: &Value, observed: &Observed) -> Result<()> {
             *own == caller || site["go_caller"]["function"] == caller
         };
         let found = candidates.iter().map(|it| &it["site"]).find(|site| names(site));
-        found.with_context(|| format!("the verdict names no leak by `{caller}`: {verdict:#}"))
+        found.with_context(|| {
+            let window = &verdict["window"];
+            format!("the verdict names no leak by `{caller}` in {window}; it finds {findings:#?}")
+        })
     };
     let documents = site_of("main.(*feeds).importFeed")?;
     ensure!(
