@@ -108,7 +108,7 @@ impl Kernel {
             let reason = format!("process {pid} has no living thread: it has ended");
             return Ok(AttachOutcome::Failed { reason, denied: false });
         };
-        Ok(match self.attach_point(scope, PROGRAM, path, offset, state) {
+        Ok(match self.attach_point(pid, scope, PROGRAM, path, offset, state) {
             Ok(link) => {
                 self.entries.push(link);
                 AttachOutcome::Attached
