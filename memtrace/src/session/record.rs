@@ -480,6 +480,10 @@ impl Session {
     fn start_ready(&mut self) {
         for ready in self.family.ready() {
             if let Err((comm, reason)) = self.start(ready) {
+                if self.verbose {
+                    let (comm, reason) = (visible(&comm), visible(&reason));
+                    say(format_args!("not traced (yet): {} ({comm}): {reason}", ready.pid));
+                }
                 self.family.refuse(ready.pid, comm, reason);
             }
         }

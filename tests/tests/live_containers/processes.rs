@@ -1,7 +1,9 @@
 //! Containers of several processes: servers that fork, a worker restart, a kill by the kernel.
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -57,8 +59,12 @@ fn nginx_is_traced_with_its_workers_and_with_those_that_take_their_place() -> Re
     );
     std::fs::write(&configuration, text)?;
     let image = Image::of("nginx", &[Path::new("/usr/sbin/nginx"), &configuration], &[])?;
-    let user =
-        ["--network", "host", "--tmpfs", "/tmp:mode=1777", "--user", "1000:1000", &image.name];
+    // Its image's /tmp is root's, and it runs as somebody else.
+    let scratch = directory.path().join("scratch");
+    std::fs::create_dir(&scratch)?;
+    std::fs::set_permissions(&scratch, Permissions::from_mode(0o777))?;
+    let volume = format!("{}:/tmp", scratch.display());
+    let user = ["--network", "host", "--volume", &volume, "--user", "1000:1000", &image.name];
     let command = ["/nginx", "-c", "/nginx.conf", "-e", "stderr"];
     let container = Container::run("nginx", &[&user[..], &command[..]].concat())?;
     drop(connect(port)?);
