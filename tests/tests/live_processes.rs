@@ -11,9 +11,9 @@ use memtrace_tests::serial;
 use memtrace_tests::truth::{Truth, assert_told};
 
 const LIMIT: Duration = Duration::from_secs(60);
-/// What comes is traced within a second, and what ended is closed within another one; a loaded
-/// machine gets three times as long.
-const A_WHILE: Duration = Duration::from_secs(6);
+/// What comes is traced within a second, and what ended is closed within another one; a machine with
+/// forty others at work took five.
+const A_WHILE: Duration = Duration::from_secs(8);
 
 fn start(name: &str) -> Result<Program> {
     Program::start(&compile::program(name, Kind::C)?, &[] as &[&str], &[])
@@ -54,7 +54,7 @@ fn the_program_that_exec_brings_has_books_of_its_own() -> Result<()> {
     ensure!(second.came_from == Some(first.process), "{second:?}");
     let unseen = Duration::from_nanos(second.unseen_ns.context("how long it was not seen")?);
     println!("the new program was traced after {unseen:?}");
-    ensure!(unseen < Duration::from_secs(3), "it was not seen for {unseen:?}");
+    ensure!(unseen < A_WHILE, "it was not seen for {unseen:?}");
     let closed = first.closed.as_ref().context("the old program's books are closed")?;
     ensure!(closed.how == "executed");
     let held: u64 = closed.stacks.iter().map(|stack| stack.blocks).sum();
