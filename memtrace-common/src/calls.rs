@@ -131,7 +131,14 @@ pub const fn system_call(number: u64) -> Option<(u16, Signature)> {
 /// Most probed functions of one attach: the per-CPU hit counters have this many slots.
 pub const MAX_PROBES: usize = 512;
 
-/// The attach cookie: which probe it is, and what it does. `signature:8 << 16 | index:16`; never 0.
+/// The attach cookie: whose probe it is, which, and what it does. Never 0.
+///
+/// ```text
+/// tgid:32 << 32 | signature:8 << 16 | index:16
+/// ```
+///
+/// The kernel filters a probe's hits by memory, which processes may share (`vfork`): with two of
+/// them traced, each hit would count twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Cookie(pub u64);
@@ -139,6 +146,18 @@ pub struct Cookie(pub u64);
 impl Cookie {
     pub const fn new(index: u16, signature: Signature) -> Self {
         Self(((signature as u64) << 16) | index as u64)
+    }
+
+    /// The same, of one process only.
+    pub const fn of_process(self, tgid: u32) -> Self {
+        Self(((tgid as u64) << 32) | (self.0 & 0xffff_ffff))
+    }
+
+    /// Whether a hit of that process is meant. 0 stands for any.
+    #[inline(always)]
+    pub const fn is_of(self, tgid: u32) -> bool {
+        let own = (self.0 >> 32) as u32;
+        own == tgid || own == 0
     }
 
     pub const fn index(self) -> usize {

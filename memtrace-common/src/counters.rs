@@ -43,10 +43,11 @@ counters! {
         StackUnreadable = "stack_unreadable", "the tracee's stack could not be read: the bytes are kept under a truncated stack";
         BlockReplaced = "block_replaced", "an address was allocated again without its free being seen: the older block was closed";
         RangeEventDropped = "range_event_dropped", "the ring of mmap events was full: raise --ring-bytes; range figures are a lower bound";
-        NoticeDropped = "notice_dropped", "the ring was full: a notice (new mapping, exec, exit) was lost";
+        NoticeDropped = "notice_dropped", "the ring was full: a notice (new mapping, fork, exec, exit) was lost";
         ReturnProbeMissed = "return_probe_missed", "the kernel skipped return probes (nesting limit): those calls are missing";
         ProgramMissed = "program_missed", "the kernel skipped a program because it was already running on this CPU";
         WalkInterrupted = "walk_interrupted", "the kernel did not run the next program of a stack walk: that call is missing";
+        FamilyFull = "family_full", "more processes of the target at once than are followed: the one that was started and its children are not traced";
     }
 }
 
@@ -67,6 +68,8 @@ counters! {
         WalkTruncated = "walk_truncated", "stacks whose walk ended early; the reason is kept with the stack";
         EndedInCall = "ended_in_call", "allocator calls still running when their thread or program ended: nothing was recorded for them";
         UnbookedBytes = "unbooked_bytes", "bytes of the blocks that block_map_full kept out of the books";
+        FreeInherited = "free_inherited", "frees of blocks that a process inherited from the one that forked it: copies of its parent's";
+        Forks = "forks", "processes that the traced target started";
     }
 }
 

@@ -32,7 +32,8 @@ pub struct ConfigRow {
 #[repr(C)]
 pub struct BlockKey {
     pub address: u64,
-    pub tgid: u32,
+    /// [`ProcessRow::image`]
+    pub image: u32,
     pub zero: u32,
 }
 
@@ -52,7 +53,8 @@ pub struct BlockRow {
 #[repr(C)]
 pub struct TotalsKey {
     pub stack: u64,
-    pub tgid: u32,
+    /// [`ProcessRow::image`]
+    pub image: u32,
     pub zero: u32,
 }
 
@@ -81,7 +83,8 @@ pub const FIRST_STACK: u64 = 16;
 pub struct StackRow {
     /// A second, independent hash of the same frames.
     pub check: u64,
-    pub tgid: u32,
+    /// [`ProcessRow::image`]
+    pub image: u32,
     /// How many of `frames` are valid; what lies behind is left over from other stacks.
     pub count: u8,
     /// [`crate::unwind::WalkEnd`]
@@ -172,6 +175,9 @@ pub struct ThreadRow {
     pub scratch: StackRow,
     /// A piece of the thread's stack, copied at once: see [`WINDOW_WORDS`].
     pub window: [u64; WINDOW_WORDS],
+    /// [`ProcessRow::image`] and [`ProcessRow::parent`]: a thread does not outlive its image.
+    pub image: u32,
+    pub parent: u32,
 }
 
 /// A walk copies its stack in pieces of this many words: a copy costs about as much as reading one
@@ -187,10 +193,15 @@ pub struct ProcessRow {
     pub count: u32,
     /// Place in `CHANGES`.
     pub slot: u32,
-    pub zero: u32,
+    /// Whose books: a number for each program that a process runs, never 0. `exec` starts another
+    /// image under the same tgid.
+    pub image: u32,
     /// [`ChangesRow::count`] and [`ChangesRow::beyond`] before the mappings were read.
     pub changes: u64,
     pub beyond: u64,
+    /// The image that it was forked from, whose blocks it inherited; 0: none that is traced.
+    pub parent: u32,
+    pub zero: u32,
     /// Sorted by start, disjoint; `count` of them.
     pub mappings: [UnwindMapping; MAX_MAPPINGS],
 }
@@ -276,7 +287,8 @@ pub struct RangeRecord {
     pub flags: u32,
     pub tgid: u32,
     pub tid: u32,
-    pub zero: u32,
+    /// [`ProcessRow::image`]
+    pub image: u32,
     pub entry_ns: u64,
     pub return_ns: u64,
     pub stack: u64,
@@ -284,12 +296,19 @@ pub struct RangeRecord {
     pub result: u64,
 }
 
+/// Value of `FAMILY`: what its children are is not asked.
+pub const MEMBER: u32 = 1;
+/// Value of `FAMILY`: its children are members, too.
+pub const MEMBER_WITH_CHILDREN: u32 = 2;
+
 /// The image was replaced; the process is no longer traced.
 pub const NOTICE_EXEC: u32 = 1;
 /// The thread group's leader ended.
 pub const NOTICE_EXIT: u32 = 2;
 /// A walk met a pc outside the known mappings; once per page and mapping version.
 pub const NOTICE_UNKNOWN_MAPPING: u32 = 3;
+/// A process was forked by a member of the family: `tgid`, by the process `address`.
+pub const NOTICE_FORK: u32 = 5;
 
 /// Mappings may have gone: until they are read again, walks do not trust the rows of what may go.
 pub const NOTICE_MAPPINGS_CHANGED: u32 = 4;
@@ -326,9 +345,9 @@ const _: () = {
     assert!(size_of::<StackRow>() == 16 + 8 * MAX_FRAMES);
     assert!(size_of::<CallSlot>() == 24 + 24 + 16 + 24 + 8);
     assert!(size_of::<RangeSlot>() == 24 + 16 + 48);
-    assert!(size_of::<ThreadRow>() == 96 + 88 + 96 + 16 + 8 * (MAX_FRAMES + WINDOW_WORDS));
+    assert!(size_of::<ThreadRow>() == 96 + 88 + 96 + 16 + 8 * (MAX_FRAMES + WINDOW_WORDS) + 8);
     assert!(size_of::<WalkRow>() == 96);
-    assert!(size_of::<ProcessRow>() == 32 + 40 * MAX_MAPPINGS);
+    assert!(size_of::<ProcessRow>() == 40 + 40 * MAX_MAPPINGS);
     assert!(size_of::<ChangesRow>() == 24);
     assert!(MAX_FRAMES <= u8::MAX as usize);
     assert!(size_of::<CountersRow>() == 8 * (Loss::COUNT + Tally::COUNT + MAX_PROBES));

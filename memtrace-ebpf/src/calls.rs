@@ -31,7 +31,7 @@ pub fn begin(ctx: &ProbeContext) -> Option<(Hook, &'static ProcessRow, &'static 
     let hook = Hook::enter(ctx)?;
     let process = hook.process()?;
     hook.counters.hit(hook.cookie.index());
-    let thread = hook.thread()?;
+    let thread = hook.thread(process)?;
     if !is_outermost(&hook, thread) {
         hook.counters.tally(Tally::NestedCalls);
         return None;
@@ -44,7 +44,7 @@ pub fn begin(ctx: &ProbeContext) -> Option<(Hook, &'static ProcessRow, &'static 
 pub fn remember(hook: &Hook, thread: &mut ThreadRow) {
     let Some(signature) = hook.cookie.signature() else { return };
     let request = calls::request(signature, hook.args());
-    let ThreadRow { call, walk, .. } = thread;
+    let ThreadRow { call, walk, image, parent, .. } = thread;
     call.frame =
         Frame { sp: hook.sp(), return_address: walk.return_address, cookie: hook.cookie.0 };
     call.request = request;
@@ -52,12 +52,12 @@ pub fn remember(hook: &Hook, thread: &mut ThreadRow) {
     call.check = walk.check;
     call.old_address = 0;
     if request.old != 0 {
-        match take_block(hook.tgid(), request.old) {
+        match take_block(*image, request.old) {
             Some(old) => {
                 call.old = old;
                 call.old_address = request.old;
             }
-            None => hook.counters.tally(Tally::FreeUnknown),
+            None => hook.counters.tally(unknown(*parent, request.old)),
         }
     }
 }
@@ -67,7 +67,7 @@ pub fn remember(hook: &Hook, thread: &mut ThreadRow) {
 pub fn take_stack(ctx: &ProbeContext) {
     let Some(hook) = Hook::enter(ctx) else { return };
     let Some(process) = hook.process() else { return };
-    let Some(thread) = hook.thread() else { return };
+    let Some(thread) = hook.thread(process) else { return };
     unwind::walk(&hook, process, thread);
 }
 
@@ -108,17 +108,17 @@ fn settle(hook: &Hook, thread: &mut ThreadRow, signature: Signature) {
     match calls::outcome(signature, &request, hook.result(), read_word) {
         Outcome::Failed => {
             hook.counters.tally(Tally::AllocFailed);
-            put_back(&thread.call, hook.tgid());
+            put_back(&thread.call, thread.image);
         }
         Outcome::Unreadable => hook.counters.lose(Loss::ArgumentUnreadable),
         Outcome::Released => {
             hook.counters.tally(Tally::FreeCalls);
-            close_old(hook, &thread.call);
+            close_old(thread);
         }
         Outcome::Allocated { address } => {
             let resized = request.old != 0;
             hook.counters.tally(if resized { Tally::ReallocCalls } else { Tally::AllocCalls });
-            close_old(hook, &thread.call);
+            close_old(thread);
             open_block(hook, thread, address);
         }
     }
@@ -129,14 +129,16 @@ fn settle(hook: &Hook, thread: &mut ThreadRow, signature: Signature) {
 pub fn free(ctx: &ProbeContext) {
     let Some(hook) = Hook::enter(ctx) else { return };
     let mut outermost = true;
-    match hook.known_thread() {
-        Some(thread) => outermost = is_outermost(&hook, thread),
-        None => {
-            if hook.process().is_none() {
-                return;
-            }
+    let (image, parent) = match hook.known_thread() {
+        Some(thread) => {
+            outermost = is_outermost(&hook, thread);
+            (thread.image, thread.parent)
         }
-    }
+        None => {
+            let Some(process) = hook.process() else { return };
+            (process.image, process.parent)
+        }
+    };
     hook.counters.hit(hook.cookie.index());
     let address = hook.args()[0];
     if !outermost {
@@ -149,10 +151,10 @@ pub fn free(ctx: &ProbeContext) {
     if address == 0 {
         return;
     }
-    match take_block(hook.tgid(), address) {
-        Some(block) => close(&hook, block.stack, block.size),
+    match take_block(image, address) {
+        Some(block) => close(image, block.stack, block.size),
         // Inside an allocator it may be a block that never was in the books.
-        None if outermost => hook.counters.tally(Tally::FreeUnknown),
+        None if outermost => hook.counters.tally(unknown(parent, address)),
         None => {}
     }
 }
@@ -179,27 +181,40 @@ pub fn is_outermost_at(hook: &Hook, thread: &mut ThreadRow, sp: u64) -> bool {
 #[inline(always)]
 fn drop_stale(hook: &Hook, thread: &mut ThreadRow) {
     hook.counters.lose(Loss::StaleCallDropped);
-    put_back(&thread.call, hook.tgid());
+    put_back(&thread.call, thread.image);
     thread.call.frame.sp = 0;
 }
 
 /// Takes a block out of the books of live blocks. Whoever removes the entry owns it.
 #[inline(always)]
-fn take_block(tgid: u32, address: u64) -> Option<BlockRow> {
-    let key = BlockKey { address, tgid, zero: 0 };
+fn take_block(image: u32, address: u64) -> Option<BlockRow> {
+    let key = BlockKey { address, image, zero: 0 };
     // SAFETY: copied before it is removed.
     let block = *unsafe { BLOCKS.get(key) }?;
     BLOCKS.remove(key).ok()?;
     Some(block)
 }
 
+/// What the free of a block is that is not in the books: of one that the process was forked with,
+/// where the process that forked it still has it.
+#[inline(always)]
+fn unknown(parent: u32, address: u64) -> Tally {
+    let key = BlockKey { address, image: parent, zero: 0 };
+    // SAFETY: only whether there is a row is looked at.
+    if parent != 0 && unsafe { BLOCKS.get(key) }.is_some() {
+        Tally::FreeInherited
+    } else {
+        Tally::FreeUnknown
+    }
+}
+
 /// `realloc`'s old block goes back, with its stack and its time.
 #[inline(always)]
-pub fn put_back(call: &CallSlot, tgid: u32) {
+pub fn put_back(call: &CallSlot, image: u32) {
     if call.old_address == 0 {
         return;
     }
-    let key = BlockKey { address: call.old_address, tgid, zero: 0 };
+    let key = BlockKey { address: call.old_address, image, zero: 0 };
     if BLOCKS.insert(key, &call.old, BPF_NOEXIST.into()).is_err()
         && let Some(counters) = Counters::get()
     {
@@ -209,18 +224,19 @@ pub fn put_back(call: &CallSlot, tgid: u32) {
 }
 
 #[inline(always)]
-fn close_old(hook: &Hook, call: &CallSlot) {
+fn close_old(thread: &ThreadRow) {
+    let call = &thread.call;
     if call.old_address != 0 {
-        close(hook, call.old.stack, call.old.size);
+        close(thread.image, call.old.stack, call.old.size);
     }
 }
 
 /// A block is gone.
 #[inline(always)]
-fn close(hook: &Hook, stack: u64, size: u64) {
-    let key = TotalsKey { stack, tgid: hook.tgid(), zero: 0 };
+fn close(image: u32, stack: u64, size: u64) {
+    let key = TotalsKey { stack, image, zero: 0 };
     if let Some(totals) = TOTALS.get_ptr_mut(key) {
-        // SAFETY: rows of TOTALS are never removed.
+        // SAFETY: rows of TOTALS are not removed while their image runs.
         unsafe {
             add(&raw mut (*totals).freed_bytes, size);
             add(&raw mut (*totals).freed_blocks, 1);
@@ -237,7 +253,7 @@ fn open_block(hook: &Hook, thread: &mut ThreadRow, address: u64) {
         hook.counters.tally_by(Tally::UnbookedBytes, size);
         return;
     };
-    let key = BlockKey { address, tgid: hook.tgid(), zero: 0 };
+    let key = BlockKey { address, image: thread.image, zero: 0 };
     // SAFETY: the helper has no preconditions.
     let time_ns = unsafe { bpf_ktime_get_ns() };
     let block = BlockRow { size, stack, time_ns };
@@ -248,7 +264,7 @@ fn open_block(hook: &Hook, thread: &mut ThreadRow, address: u64) {
         inserted = BLOCKS.insert(key, block, BPF_ANY.into());
         if let (Ok(()), Some(older)) = (inserted, older) {
             hook.counters.lose(Loss::BlockReplaced);
-            close(hook, older.stack, older.size);
+            close(thread.image, older.stack, older.size);
         }
     }
     if inserted.is_err() {
@@ -256,7 +272,7 @@ fn open_block(hook: &Hook, thread: &mut ThreadRow, address: u64) {
         hook.counters.tally_by(Tally::UnbookedBytes, size);
         return;
     }
-    // SAFETY: rows of TOTALS are never removed.
+    // SAFETY: rows of TOTALS are not removed while their image runs.
     unsafe {
         add(&raw mut (*totals).allocated_bytes, size);
         add(&raw mut (*totals).allocated_blocks, 1);
@@ -268,9 +284,9 @@ fn open_block(hook: &Hook, thread: &mut ThreadRow, address: u64) {
 #[inline(always)]
 fn totals_of(hook: &Hook, thread: &mut ThreadRow) -> Option<(u64, *mut TotalsRow)> {
     let check = thread.call.check;
-    let mut key = TotalsKey { stack: thread.call.stack, tgid: hook.tgid(), zero: 0 };
+    let mut key = TotalsKey { stack: thread.call.stack, image: thread.image, zero: 0 };
     if let Some(totals) = TOTALS.get_ptr_mut(key) {
-        // SAFETY: rows of TOTALS are never removed.
+        // SAFETY: rows of TOTALS are not removed while their image runs.
         if unsafe { (*totals).check } == check {
             return Some((key.stack, totals));
         }
@@ -301,7 +317,7 @@ pub fn keep(counters: Counters, thread: &ThreadRow, stack: u64) -> u64 {
     match STACKS.insert(stack, &thread.scratch, BPF_NOEXIST.into()) {
         Ok(()) => stack,
         Err(EEXIST) => {
-            // SAFETY: rows of STACKS are never removed.
+            // SAFETY: rows of STACKS are not removed while their image runs.
             let same =
                 unsafe { STACKS.get(stack) }.is_some_and(|kept| kept.check == thread.scratch.check);
             if same {

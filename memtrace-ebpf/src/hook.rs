@@ -79,7 +79,12 @@ impl Hook {
             }
             return None;
         }
-        Some(Self::new(ctx, counters, config))
+        let hook = Self::new(ctx, counters, config);
+        if !hook.cookie.is_of(hook.tgid()) {
+            counters.tally(Tally::ForeignHits);
+            return None;
+        }
+        Some(hook)
     }
 
     /// A return whose entry is not in the books; while draining it was not to be.
@@ -117,17 +122,22 @@ impl Hook {
 
     /// The thread's row, made at its first call. `None`: there is no room, and counted.
     #[inline(always)]
-    pub fn thread(&self) -> Option<&'static mut ThreadRow> {
+    pub fn thread(&self, process: &ProcessRow) -> Option<&'static mut ThreadRow> {
         if let Some(thread) = self.known_thread() {
             return Some(thread);
         }
         let fresh = FRESH_THREAD.get(0)?;
         let inserted = THREADS.insert(self.thread_id, fresh, BPF_NOEXIST.into());
-        let thread = self.known_thread();
-        if inserted.is_err() || thread.is_none() {
+        let Some(thread) = self.known_thread() else {
+            self.counters.lose(Loss::ThreadStateFull);
+            return None;
+        };
+        if inserted.is_err() {
             self.counters.lose(Loss::ThreadStateFull);
         }
-        thread
+        thread.image = process.image;
+        thread.parent = process.parent;
+        Some(thread)
     }
 
     #[inline(always)]

@@ -9,6 +9,7 @@
 //! | mmap family return | `range_return` | sends the event |
 //! | system call in and out, where libc is not asked | `syscall_enter`, `syscall_exit` | the two of the mmap family |
 //! | thread exit, exec | `thread_exit`, `exec` | clears what is in flight, tells the user side |
+//! | fork of a member of the family | `fork` | makes the child a member, tells the user side |
 //! | the entries, without `bpf_loop` | `call_entry_chained`, `range_entry_chained`, `walk_frames`, `after_call_walk`, `after_range_walk` | the same, by tail calls |
 //! | the loader's list of libraries changes | `link_map_changed` | distrusts what may be gone, tells the user side |
 //! | allocator entry, in the benchmark | `stack_only` | takes the stack, and forgets it |
@@ -135,6 +136,12 @@ pub fn thread_exit(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn exec(ctx: RawTracePointContext) -> i32 {
     tasks::exec(&ctx);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn fork(ctx: RawTracePointContext) -> i32 {
+    tasks::fork(&ctx);
     0
 }
 

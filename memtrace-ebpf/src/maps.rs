@@ -33,6 +33,11 @@ pub static PROCESSES: HashMap<u32, ProcessRow> =
 #[map]
 pub static CHANGES: Array<ChangesRow> = Array::with_max_entries(MAX_PROCESSES as u32, 0);
 
+/// tgid → `MEMBER` or `MEMBER_WITH_CHILDREN`: the processes of the target, traced or not. Inserted
+/// by the user side, and here when a member forks; removed when the group's leader exits.
+#[map]
+pub static FAMILY: HashMap<u32, u32> = HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
+
 /// Unwind rows of all objects; appended by the user side. Capacity by the user side.
 #[map]
 pub static ROWS: Array<u64> = Array::with_max_entries(1 << 20, BPF_F_MMAPABLE);
@@ -51,17 +56,19 @@ pub static THREADS: HashMap<u64, ThreadRow> = HashMap::with_max_entries(1 << 16,
 pub static FRESH_THREAD: Array<ThreadRow> = Array::with_max_entries(1, 0);
 
 /// Live blocks. Inserted when an allocator returned, removed when a deallocator or `realloc` is
-/// entered. Capacity by the user side.
+/// entered, and by the user side once their image has ended. Capacity by the user side.
 #[map]
 pub static BLOCKS: HashMap<BlockKey, BlockRow> =
     HashMap::with_max_entries(1 << 22, BPF_F_NO_PREALLOC);
 
-/// Stack id → frames. Inserted once per stack, never removed. Capacity by the user side.
+/// Stack id → frames. Inserted once per stack; removed by the user side once the image has ended
+/// whose stack it is. Capacity by the user side.
 #[map]
 pub static STACKS: HashMap<u64, StackRow> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
 
-/// (stack, tgid) → books. Inserted once, never removed; the reserved stacks of a process by the
-/// user side, so that there is always a place. Capacity by the user side.
+/// (stack, image) → books. Inserted once; the reserved stacks of an image by the user side, so that
+/// there is always a place. Removed by the user side once the image has ended: no program that looked
+/// one up for it runs any more. Capacity by the user side.
 #[map]
 pub static TOTALS: HashMap<TotalsKey, TotalsRow> =
     HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);

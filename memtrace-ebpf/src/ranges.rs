@@ -34,7 +34,7 @@ pub fn begin<S: Steps>(
     let hook = Hook::enter(ctx)?;
     let process = hook.process()?;
     hook.counters.hit(hook.cookie.index());
-    let thread = hook.thread()?;
+    let thread = hook.thread(process)?;
     let args = hook.all_args();
     if let Some(signature) = hook.cookie.signature() {
         range_goes::<S>(&hook, process, signature, &args);
@@ -117,7 +117,7 @@ pub fn send(hook: &Hook, thread: &mut ThreadRow, result: u64) {
         flags,
         tgid: hook.tgid(),
         tid: hook.thread_id as u32,
-        zero: 0,
+        image: thread.image,
         entry_ns: thread.range.entry_ns,
         // SAFETY: the helper has no preconditions.
         return_ns: unsafe { bpf_ktime_get_ns() },

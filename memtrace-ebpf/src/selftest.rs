@@ -24,7 +24,7 @@ pub fn enter(ctx: &ProbeContext) {
     let Some(hook) = Hook::enter(ctx) else { return };
     let Some(process) = hook.process() else { return };
     hook.counters.hit(hook.cookie.index());
-    let Some(thread) = hook.thread() else { return };
+    let Some(thread) = hook.thread(process) else { return };
     // SAFETY: the helpers have no preconditions.
     let (now_ns, random) = unsafe { (bpf_ktime_get_ns(), bpf_get_prandom_u32()) };
     // No call is ever in progress here: of its slot only this time is used.

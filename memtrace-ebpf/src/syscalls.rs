@@ -57,7 +57,7 @@ pub fn enter(ctx: &RawTracePointContext) {
         hook.counters.lose(Loss::ArgumentUnreadable);
         return;
     };
-    let Some(thread) = hook.thread() else { return };
+    let Some(thread) = hook.thread(process) else { return };
     if thread.range.frame.sp != 0 {
         // A thread is in one system call at a time: the exit of the last one was not seen.
         hook.counters.lose(Loss::StaleCallDropped);

@@ -77,7 +77,7 @@ fn begin(hook: &Hook, process: &ProcessRow, thread: &mut ThreadRow, sp: u64, bp:
         pc: 0,
         sp,
         bp,
-        hash: hook.config.seed ^ u64::from(hook.tgid()),
+        hash: hook.config.seed ^ u64::from(process.image),
         check: hook.config.check_seed,
         window: NO_WINDOW,
         return_address: 0,
@@ -171,7 +171,7 @@ pub fn finish(hook: &Hook, process: &ProcessRow, thread: &mut ThreadRow) {
     }
     let scratch = &mut thread.scratch;
     scratch.check = walk.check;
-    scratch.tgid = hook.tgid();
+    scratch.image = process.image;
     scratch.count = walk.count as u8;
     scratch.end = end as u8;
 }

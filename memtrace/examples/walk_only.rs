@@ -7,7 +7,7 @@ use std::io::Read;
 
 use anyhow::{Context, Result, bail};
 use memtrace::doctor::gather_plain_host;
-use memtrace::kernel::{AttachOutcome, Kernel, KernelConfig};
+use memtrace::kernel::{AttachOutcome, ImageNumber, Kernel, KernelConfig};
 use memtrace::plan::decide::{decide, is_wanted};
 use memtrace::stacks::TableStore;
 use memtrace::tracee::allocators::read_some;
@@ -30,7 +30,7 @@ fn main() -> Result<()> {
     let mut kernel = Kernel::load(&KernelConfig { count_bpf_time: false, ..Default::default() })?;
     let space = tables.space_of(&mappings.files, &[]);
     kernel.append_unwind_rows(tables.rows())?;
-    kernel.set_process(pid, &space.mappings)?;
+    kernel.set_process(pid, ImageNumber::first(1), &space.mappings)?;
     if let AttachOutcome::Failed { reason, .. } = kernel.attach_stack_only(pid, malloc)? {
         bail!("{reason}");
     }

@@ -19,7 +19,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Trace a process's native allocations and report what is outstanding, by stack
+    /// Trace native allocations of a process or a container and report what is outstanding, by stack
     ///
     /// Needs root (or CAP_SYS_ADMIN, CAP_SYS_PTRACE and read access to the target) and Linux 5.17.
     /// Nothing is injected: uprobes stand on the allocator's functions while memtrace runs, and
@@ -70,6 +70,14 @@ pub enum Command {
 pub struct RecordArgs {
     #[command(flatten)]
     pub target: TargetArgs,
+
+    /// With `--pid` or a command: trace the processes that it starts, too, each with books of its own
+    #[arg(long, visible_alias = "children", conflicts_with_all = ["container", "pod", "cgroup"])]
+    pub follow_forks: bool,
+
+    /// When the last process has ended, wait for the container, pod or cgroup to run again
+    #[arg(long, conflicts_with_all = ["pid", "command"])]
+    pub follow: bool,
 
     /// How long to trace, e.g. `20s`, `5m`, `1h`; until Ctrl-C or the target's exit when not given
     #[arg(short, long, value_parser = parse_duration, value_name = "TIME")]
@@ -135,9 +143,18 @@ pub struct TargetArgs {
     #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub pid: Option<u32>,
 
-    /// A container by name or id prefix: its first process that has an allocator
+    /// A container by name or id prefix (docker, podman, containerd, CRI-O): all of its processes,
+    /// and those that come
     #[arg(short, long, value_name = "NAME|ID", value_parser = NonEmptyStringValueParser::new())]
     pub container: Option<String>,
+
+    /// A Kubernetes pod by UID (or its beginning), NAME or NAMESPACE/NAME: all of its processes
+    #[arg(long, value_name = "UID|NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub pod: Option<String>,
+
+    /// A cgroup by its path in the hierarchy (`/docker/ID`) or its directory: all of its processes
+    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
+    pub cgroup: Option<String>,
 
     /// Start this command and trace it from its first allocation
     #[arg(last = true, value_name = "COMMAND")]
@@ -203,6 +220,11 @@ pub struct LimitArgs {
     /// Most threads with an allocator call seen (16 bytes each at once, 2.5 KiB more for each living one)
     #[arg(long, value_name = "N", default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
     pub max_threads: u32,
+
+    /// Most processes traced at once; of the others is said that they are not. Detaching at the end
+    /// takes up to 0.1 s for each probe of each of them
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub max_processes: u32,
 
     /// Size of the ring for mmap events, bytes, a power of two (allocated at the start)
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = parse_ring_bytes)]

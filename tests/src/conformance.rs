@@ -23,8 +23,8 @@ pub struct Case {
     pub memtrace_environment: &'static [(&'static str, &'static str)],
     /// How long the work may take, traced.
     pub limit: Duration,
-    /// memtrace ends before it is told to.
-    pub ends_by_itself: bool,
+    /// The truth is of the program that executed another one: of its last state.
+    pub until_exec: bool,
 }
 
 impl Case {
@@ -37,7 +37,7 @@ impl Case {
             memtrace: &[],
             memtrace_environment: &[],
             limit: Duration::from_secs(60),
-            ends_by_itself: false,
+            until_exec: false,
         }
     }
 
@@ -62,9 +62,9 @@ impl Case {
         self
     }
 
-    /// A SIGINT would come while memtrace is already ending, and then it means "at once".
-    pub fn ends_by_itself(mut self) -> Self {
-        self.ends_by_itself = true;
+    /// The truth is of the program that executed another one.
+    pub fn until_exec(mut self) -> Self {
+        self.until_exec = true;
         self
     }
 
@@ -88,9 +88,7 @@ impl Case {
             Recording::attach_in(self.memtrace_environment, program.pid(), self.memtrace)?;
         program.go()?;
         let truth = program.truth(self.limit)?;
-        if !self.ends_by_itself {
-            recording.signal(Signal::SIGINT)?;
-        }
+        recording.signal(Signal::SIGINT)?;
         let recorded = recording.finish()?.recorded()?;
         program.finish()?;
         Ok((truth, recorded))
@@ -109,7 +107,11 @@ impl Case {
             bail!("`{}` tells an empty truth: there is nothing to compare", self.name);
         }
         let last = recorded.last()?;
-        let mut differences = truth::differences(truth, &last.native);
+        let native = match self.until_exec {
+            true => recorded.until_exec()?,
+            false => last.native.clone(),
+        };
+        let mut differences = truth::differences(truth, &native);
         let broken = last.checks.iter().filter(|check| !check.holds);
         differences.extend(broken.map(|check| format!("memtrace's own check fails: {check:?}")));
         if !differences.is_empty() {

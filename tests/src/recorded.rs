@@ -13,10 +13,78 @@ pub struct Recorded {
     pub schema: Value,
     pub tracee: Value,
     pub probes: Value,
+    #[serde(default)]
+    pub processes: Vec<Process>,
     pub snapshots: Vec<Snapshot>,
 }
 
+/// One program that a process of the target ran.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Process {
+    pub process: u32,
+    pub pid: u32,
+    pub comm: String,
+    pub executable: String,
+    pub came: String,
+    pub came_from: Option<u32>,
+    pub unseen_ns: Option<u64>,
+    pub totals: Option<Totals>,
+    pub closed: Option<Closed>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Totals {
+    pub outstanding: Outstanding,
+    pub allocated: Outstanding,
+    pub freed: Outstanding,
+}
+
+/// The last state of a program that ended while others went on.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Closed {
+    pub how: String,
+    pub stacks: Vec<Stack>,
+}
+
+impl Closed {
+    /// As books of their own, with the counters of the whole recording.
+    pub fn native(&self, whole: &Native) -> Native {
+        let sum = |of: fn(&Stack) -> u64| self.stacks.iter().map(of).sum();
+        Native {
+            outstanding: Outstanding {
+                bytes: sum(|stack| stack.bytes),
+                blocks: sum(|stack| stack.blocks),
+            },
+            stacks: self.stacks.clone(),
+            ..whole.clone()
+        }
+    }
+}
+
+/// The figures of one program at one snapshot.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ProcessBooks {
+    pub process: u32,
+    pub ended: bool,
+    pub totals: Totals,
+}
+
+/// Processes of the target whose calls were not seen.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Untraced {
+    pub came_and_went: u64,
+    pub running: u64,
+}
+
 impl Recorded {
+    /// The books of the first program when it executed another one. Where the recording ended at
+    /// once they were still open.
+    pub fn until_exec(&self) -> anyhow::Result<Native> {
+        let whole = &self.last()?.native;
+        let closed = self.processes.first().and_then(|process| process.closed.as_ref());
+        Ok(closed.map_or_else(|| whole.clone(), |closed| closed.native(whole)))
+    }
+
     /// The last snapshot: what was outstanding when the tracing ended.
     pub fn last(&self) -> anyhow::Result<&Snapshot> {
         self.snapshots.last().ok_or_else(|| anyhow::anyhow!("the JSON has no snapshot"))
@@ -26,6 +94,10 @@ impl Recorded {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Snapshot {
     pub native: Native,
+    #[serde(default)]
+    pub processes: Vec<ProcessBooks>,
+    #[serde(default)]
+    pub untraced: Untraced,
     /// Null, or an object with a reason, when the target has no Go heap.
     pub go: Value,
     #[serde(rename = "self")]

@@ -19,6 +19,7 @@ fn recording(stacks: u64, snapshots: u32) -> Result<Recording> {
         _ => 0x10_0000 + (stack >> (depth / 2)) * 64 + depth,
     };
     let stack = |id: u64| StackDef {
+        image: 0,
         id: id + 1,
         frames: (0..24).map(|depth| address(id, depth)).collect(),
         end: 0,
@@ -28,6 +29,7 @@ fn recording(stacks: u64, snapshots: u32) -> Result<Recording> {
     addresses.sort_unstable();
     addresses.dedup();
     let name = |address: u64| AddressNames {
+        image: 0,
         address,
         object: None,
         names: vec![Name {
@@ -41,6 +43,10 @@ fn recording(stacks: u64, snapshots: u32) -> Result<Recording> {
         }],
     };
     let at = |sequence: u32| Snapshot {
+        new_images: Vec::new(),
+        images: Vec::new(),
+        closed: Vec::new(),
+        untraced: Default::default(),
         sequence,
         unix_ns: 1_790_000_000_000_000_000 + u64::from(sequence) * 10_000_000_000,
         elapsed_ns: u64::from(sequence + 1) * 10_000_000_000,
@@ -66,6 +72,8 @@ fn recording(stacks: u64, snapshots: u32) -> Result<Recording> {
         memory: Known::Value(facts.clone()),
     };
     Ok(Recording {
+        images: Vec::new(),
+        closed: Vec::new(),
         header: Header {
             schema: SCHEMA_VERSION,
             memtrace: "test".to_owned(),

@@ -54,7 +54,7 @@ cases! {
     longjmp_out_of_an_allocator_drops_the_call: Case::new("longjmp", Kind::C);
     longjmp_out_of_a_signal_drops_the_call: Case::new("signal_longjmp", Kind::C);
     a_child_has_its_own_books: Case::new("fork", Kind::C);
-    exec_closes_the_books_as_they_were: Case::new("exec", Kind::C).ends_by_itself();
+    exec_closes_the_books_as_they_were: Case::new("exec", Kind::C).until_exec();
     partial_munmap_leaves_the_rest: Case::new("mmap_partial", Kind::C);
     mremap_carries_the_range: Case::new("mremap", Kind::C);
     map_fixed_replaces_what_is_there: Case::new("map_fixed", Kind::C);

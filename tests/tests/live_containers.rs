@@ -14,6 +14,9 @@ use memtrace_tests::recorded::Recorded;
 use memtrace_tests::tracks::Text;
 use memtrace_tests::{serial, wait};
 
+#[path = "live_containers/processes.rs"]
+mod processes;
+
 fn traced(container: &Container) -> Result<Recording> {
     Recording::start(&["--container", &container.name])
 }

@@ -34,6 +34,7 @@ const TESTS: &[&str] = &[
     "chromium",
     "redis-tools",
     "memcached",
+    "nginx-light|nginx",
     "docker.io",
     // What `podman stats` shows, and where its monitor is charged.
     "podman",

@@ -4,9 +4,11 @@
 //! returns, so that an entry sees the return address before the kernel replaces it. Detached in
 //! reverse. A probe that cannot be attached is data: the rest still works.
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::num::NonZeroU32;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread::JoinHandle;
 
@@ -20,7 +22,63 @@ use super::{Kernel, KernelError};
 use crate::plan::{PlannedProbe, ProbePlan, Signature};
 
 /// An attached probe; dropping it detaches.
-pub(super) struct ProbeLink(#[expect(dead_code, reason = "held for its drop")] UProbeLink);
+pub(super) struct ProbeLink {
+    _link: UProbeLink,
+    /// Of the process whose hits it lets through, and of its thread that the kernel's filter is
+    /// tied to.
+    tgid: u32,
+    thread: u32,
+    /// Its number; none of one that tells of the loader.
+    index: Option<usize>,
+}
+
+/// Where a probe stands, whoever runs it: device and inode of the file, place in it, what it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    device: u64,
+    inode: u64,
+    offset: u64,
+    signature: Signature,
+}
+
+/// The probes of all processes, numbered: a function of one file has one number, however many
+/// processes are probed there.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    numbers: HashMap<Place, usize>,
+    count: usize,
+}
+
+impl Places {
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// A number of its own.
+    pub(super) fn add(&mut self) -> usize {
+        self.count += 1;
+        self.count - 1
+    }
+
+    fn number_of(&mut self, probe: &PlannedProbe) -> usize {
+        let next = self.count;
+        // A file that cannot be looked at cannot be attached to, either.
+        let number = match fs::metadata(&probe.attach_path) {
+            Ok(file) => *self
+                .numbers
+                .entry(Place {
+                    device: file.dev(),
+                    inode: file.ino(),
+                    offset: probe.function_file_offset.saturating_add(probe.entry_site),
+                    signature: probe.signature,
+                })
+                .or_insert(next),
+            Err(_) => next,
+        };
+        self.count = self.count.max(number + 1);
+        number
+    }
+}
 
 /// Detaching waits for the kernel's grace periods, a tenth of a second and more for each probe: this
 /// many wait together, which takes half as long as one after the other (the other half is spent
@@ -43,6 +101,15 @@ impl Drop for Detaching {
     }
 }
 
+/// Detaches while others go on; without a thread for it, here.
+fn drop_aside(links: Vec<ProbeLink>) {
+    if !links.is_empty() {
+        let aside = std::thread::Builder::new().name("detach-ended".to_owned());
+        // Without a thread the closure is dropped at once, and with it the links.
+        drop(aside.spawn(move || links.into_iter().for_each(drop)));
+    }
+}
+
 /// Detaches all, together.
 fn detach_all(mut links: Vec<ProbeLink>) {
     while !links.is_empty() {
@@ -59,8 +126,11 @@ fn detach_all(mut links: Vec<ProbeLink>) {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AttachReport {
     pub probes: Vec<AttachOutcome>,
-    /// Of the tracepoints, where the plan has them.
-    pub system_calls: Option<AttachOutcome>,
+    /// The number of each probe: its place in [`super::KernelSnapshot::hits`]. Probes of other
+    /// processes at the same place have the same.
+    pub numbers: Vec<usize>,
+    /// Of the tracepoints, where the plan has them: what became of them, and their numbers.
+    pub system_calls: Option<(AttachOutcome, Vec<usize>)>,
 }
 
 impl AttachReport {
@@ -100,26 +170,26 @@ impl From<Refusal> for AttachOutcome {
 }
 
 impl Kernel {
-    /// Attaches the plan's probes to one process. Its index in the plan is a probe's place in
-    /// [`super::KernelSnapshot::hits`]; a second call goes on counting from there.
+    /// Attaches the plan's probes to one process. A probe that stands in the process already (it
+    /// outlives an `exec`) is left as it is.
     pub fn attach(&mut self, pid: u32, plan: &ProbePlan) -> Result<AttachReport, KernelError> {
-        let first = self.probe_count;
-        self.probe_count += plan.probes.len();
+        let numbers: Vec<usize> =
+            plan.probes.iter().map(|probe| self.places.number_of(probe)).collect();
         let mut probes: Vec<Option<AttachOutcome>> = vec![None; plan.probes.len()];
         let Some(scope) = living_thread(pid) else {
             let reason = format!("process {pid} has no living thread: it has ended");
             let failed = AttachOutcome::Failed { reason, denied: false };
-            return Ok(AttachReport {
-                probes: vec![failed; plan.probes.len()],
-                system_calls: None,
-            });
+            let probes = vec![failed; plan.probes.len()];
+            return Ok(AttachReport { probes, numbers, system_calls: None });
         };
-        let mut order: Vec<usize> = (0..plan.probes.len()).collect();
+        let standing = self.standing(pid);
+        let mut order: Vec<usize> =
+            (0..plan.probes.len()).filter(|&at| !standing.contains(&numbers[at])).collect();
         order.sort_by_key(|&at| plan.probes[at].signature != Signature::Free);
         let mut entries: Vec<Option<ProbeLink>> = Vec::new();
         entries.resize_with(plan.probes.len(), || None);
         for &at in &order {
-            match self.attach_entry(scope, &plan.probes[at], first + at) {
+            match self.attach_entry(pid, scope, &plan.probes[at], numbers[at]) {
                 Ok(link) => entries[at] = Some(link),
                 Err(refusal) => probes[at] = Some(refusal.into()),
             }
@@ -129,7 +199,7 @@ impl Kernel {
             if entries[at].is_none() {
                 continue;
             }
-            match self.attach_return(scope, &plan.probes[at], first + at) {
+            match self.attach_return(pid, scope, &plan.probes[at], numbers[at]) {
                 Ok(link) => returns.extend(link),
                 Err(refusal) => {
                     entries[at] = None;
@@ -141,20 +211,23 @@ impl Kernel {
         self.returns.append(&mut returns);
         let probes = probes.into_iter().map(|p| p.unwrap_or(AttachOutcome::Attached)).collect();
         let system_calls = plan.system_calls.then(|| self.attach_system_calls());
-        Ok(AttachReport { probes, system_calls })
+        Ok(AttachReport { probes, numbers, system_calls })
     }
 
-    /// The mmap family where it enters the kernel. The calls' places in
-    /// [`super::KernelSnapshot::hits`] follow those of the probes so far, in the order of
+    /// The mmap family where it enters the kernel, with the calls' numbers in the order of
     /// [`SYSTEM_CALLS`].
-    fn attach_system_calls(&mut self) -> AttachOutcome {
+    fn attach_system_calls(&mut self) -> (AttachOutcome, Vec<usize>) {
+        let numbers: Vec<usize> = SYSTEM_CALLS.iter().map(|_| self.places.add()).collect();
+        let outcome = self.attach_tracepoints(numbers[0]);
+        (outcome, numbers)
+    }
+
+    fn attach_tracepoints(&mut self, first: usize) -> AttachOutcome {
         /// Leaving before entering: no call is taken for one whose end was missed.
         const PROGRAMS: [(&str, &str); 2] =
             [("syscall_exit", "sys_exit"), ("syscall_enter", "sys_enter")];
-        let first = self.probe_count;
-        self.probe_count += SYSTEM_CALLS.len();
         let failed = |reason: String, denied| AttachOutcome::Failed { reason, denied };
-        if self.probe_count > MAX_PROBES {
+        if self.places.count() > MAX_PROBES {
             return failed(format!("more than {MAX_PROBES} probes"), false);
         }
         let mut links = Vec::new();
@@ -175,6 +248,45 @@ impl Kernel {
         AttachOutcome::Attached
     }
 
+    /// The probes that stand in a process. The kernel's filter is the memory of a thread: it goes
+    /// on with an `exec`, but not where another thread than that one executes.
+    fn standing(&mut self, pid: u32) -> HashSet<usize> {
+        let dead = |link: &mut ProbeLink| link.tgid == pid && link.thread != pid;
+        let has_died = |thread: u32| !is_living(pid, thread);
+        let gone: Vec<ProbeLink> = self
+            .returns
+            .extract_if(.., |link| dead(link) && has_died(link.thread))
+            .chain(self.entries.extract_if(.., |link| dead(link) && has_died(link.thread)))
+            .collect();
+        drop_aside(gone);
+        let own = self.entries.iter().filter(|link| link.tgid == pid);
+        own.filter_map(|link| link.index).collect()
+    }
+
+    /// Detaches what tells of a process's loader: after an `exec` it is another one's.
+    pub fn detach_loader(&mut self, pid: u32) {
+        let of_loader = |link: &mut ProbeLink| link.tgid == pid && link.index.is_none();
+        drop_aside(self.entries.extract_if(.., of_loader).collect());
+    }
+
+    /// Detaches the probes of processes that have ended, aside: it takes a tenth of a second for
+    /// each, in which others cannot be attached as quickly. How many there were.
+    pub fn detach_ended(&mut self, has_ended: impl Fn(u32) -> bool) -> usize {
+        let gone: Vec<ProbeLink> = self
+            .returns
+            .extract_if(.., |link| has_ended(link.tgid))
+            .chain(self.entries.extract_if(.., |link| has_ended(link.tgid)))
+            .collect();
+        let count = gone.len();
+        drop_aside(gone);
+        count
+    }
+
+    /// How many links there are: two descriptors each.
+    pub fn links(&self) -> usize {
+        self.entries.len() + self.returns.len()
+    }
+
     /// For the benchmark, in place of [`Kernel::attach`]: takes the stack at the entry of one
     /// allocator, and does nothing with it.
     pub fn attach_stack_only(
@@ -186,7 +298,7 @@ impl Kernel {
         load_uprobe(&mut self.ebpf, PROGRAM)?;
         let link = living_thread(pid)
             .ok_or_else(|| Refusal::from(format!("process {pid} has ended")))
-            .and_then(|scope| self.attach_at(scope, probe, 0, PROGRAM, probe.entry_site));
+            .and_then(|scope| self.attach_at(pid, scope, probe, 0, PROGRAM, probe.entry_site));
         Ok(match link {
             Ok(link) => {
                 self.entries.push(link);
@@ -198,6 +310,7 @@ impl Kernel {
 
     fn attach_entry(
         &mut self,
+        pid: u32,
         scope: NonZeroU32,
         probe: &PlannedProbe,
         index: usize,
@@ -208,11 +321,12 @@ impl Kernel {
             kind if kind.is_range() => self.walkers.range,
             _ => self.walkers.call,
         };
-        self.attach_at(scope, probe, index, program, probe.entry_site)
+        self.attach_at(pid, scope, probe, index, program, probe.entry_site)
     }
 
     fn attach_return(
         &mut self,
+        pid: u32,
         scope: NonZeroU32,
         probe: &PlannedProbe,
         index: usize,
@@ -223,18 +337,19 @@ impl Kernel {
         }
         let site = probe.return_site.ok_or("the plan has no site for its return probe")?;
         let program = if kind.is_range() { "range_return" } else { "call_return" };
-        self.attach_at(scope, probe, index, program, site).map(Some)
+        self.attach_at(pid, scope, probe, index, program, site).map(Some)
     }
 
     pub(super) fn attach_at(
         &mut self,
+        pid: u32,
         scope: NonZeroU32,
         probe: &PlannedProbe,
         index: usize,
         program: &'static str,
         site: u64,
     ) -> Result<ProbeLink, Refusal> {
-        let index = u16::try_from(index)
+        let number = u16::try_from(index)
             .ok()
             .filter(|index| usize::from(*index) < MAX_PROBES)
             .ok_or_else(|| format!("more than {MAX_PROBES} probes"))?;
@@ -242,13 +357,17 @@ impl Kernel {
             .function_file_offset
             .checked_add(site)
             .ok_or("its place in the file overflows")?;
-        let cookie = Cookie::new(index, probe.signature).0;
-        self.attach_point(scope, program, &probe.attach_path, offset, cookie)
+        let cookie = Cookie::new(number, probe.signature).of_process(pid).0;
+        let mut link =
+            self.attach_point(pid, scope, program, &probe.attach_path, offset, cookie)?;
+        link.index = Some(index);
+        Ok(link)
     }
 
     /// One probe at an offset of a file.
     pub(super) fn attach_point(
         &mut self,
+        pid: u32,
         scope: NonZeroU32,
         program: &'static str,
         path: &Path,
@@ -267,7 +386,7 @@ impl Kernel {
         program
             .attach(point, path, UProbeScope::OneProcess(scope))
             .and_then(|id| program.take_link(id))
-            .map(ProbeLink)
+            .map(|link| ProbeLink { _link: link, tgid: pid, thread: scope.get(), index: None })
             .map_err(|error| explain(&error, path, offset))
     }
 
@@ -320,14 +439,17 @@ fn explain(error: &ProgramError, path: &Path, offset: u64) -> Refusal {
 /// A thread of the process that has not ended: the kernel ties a probe's filter to the memory of
 /// one thread, and a leader that has ended has none.
 pub(super) fn living_thread(pid: u32) -> Option<NonZeroU32> {
-    let lives = |tid: u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
-        let state = stat.get(stat.rfind(") ")? + 2..)?.chars().next()?;
-        (!matches!(state, 'Z' | 'X' | 'x')).then_some(())
-    };
     let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let others = threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    std::iter::once(pid).chain(others).find(|tid| lives(*tid).is_some()).and_then(NonZeroU32::new)
+    std::iter::once(pid).chain(others).find(|tid| is_living(pid, *tid)).and_then(NonZeroU32::new)
+}
+
+fn is_living(pid: u32, tid: u32) -> bool {
+    let state = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+        stat.get(stat.rfind(") ")? + 2..)?.chars().next()
+    };
+    state().is_some_and(|state| !matches!(state, 'Z' | 'X' | 'x'))
 }
 
 #[cfg(test)]

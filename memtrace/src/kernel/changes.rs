@@ -9,7 +9,7 @@ use std::path::Path;
 use memtrace_common::rows::{ChangesRow, LOADER_ADDS, LOADER_CONSISTENT, MAX_PROCESSES};
 
 use super::attach::living_thread;
-use super::load::load_uprobe;
+use super::load::{load_uprobe, uprobe};
 use super::{AttachOutcome, Kernel, KernelError};
 
 const PROGRAM: &str = "link_map_changed";
@@ -103,12 +103,15 @@ impl Kernel {
         offset: u64,
         state: u64,
     ) -> Result<AttachOutcome, KernelError> {
-        load_uprobe(&mut self.ebpf, PROGRAM)?;
+        // Each process has a loader of its own; the program is the same.
+        if uprobe(&mut self.ebpf, PROGRAM)?.fd().is_err() {
+            load_uprobe(&mut self.ebpf, PROGRAM)?;
+        }
         let Some(scope) = living_thread(pid) else {
             let reason = format!("process {pid} has no living thread: it has ended");
             return Ok(AttachOutcome::Failed { reason, denied: false });
         };
-        Ok(match self.attach_point(scope, PROGRAM, path, offset, state) {
+        Ok(match self.attach_point(pid, scope, PROGRAM, path, offset, state) {
             Ok(link) => {
                 self.entries.push(link);
                 AttachOutcome::Attached

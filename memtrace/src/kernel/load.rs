@@ -15,7 +15,7 @@ use memtrace_common::rows::{AFTER_CALL_WALK, AFTER_RANGE_WALK, ConfigRow, WALK_F
 
 use super::sys::{Plain, RawMap};
 use super::tables::RowsMapping;
-use super::{Kernel, KernelConfig, KernelError, features, ring, verified};
+use super::{Kernel, KernelConfig, KernelError, attach, family, features, ring, verified};
 
 /// The committed object; see `memtrace.bpf.json` for the sources and tools that made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("memtrace.bpf.o");
@@ -74,6 +74,7 @@ impl Kernel {
         let object = object()?;
         let start = Instant::now();
         let log_level = if config.verbose { 0xff_u8 } else { 0 };
+        let task_tgid_offset = family::task_tgid_offset();
         let selftest_interval_ns = config.selftest_interval_ns.unwrap_or(0);
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("BLOCKS", config.max_blocks.max(1))
@@ -85,6 +86,7 @@ impl Kernel {
             .map_max_entries("RING", config.ring_bytes.max(4096).next_power_of_two())
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .override_global("SELFTEST_INTERVAL_NS", &selftest_interval_ns, false)
+            .override_global("TASK_TGID_OFFSET", &task_tgid_offset.unwrap_or(0), false)
             .load(&object)
             .map_err(KernelError::load)?;
         let walkers = match config.selftest_interval_ns {
@@ -114,6 +116,7 @@ impl Kernel {
             _chain: chain,
             entries: Vec::new(),
             returns: Vec::new(),
+            places: attach::Places::default(),
             tracepoints,
             ring,
             held: ring::Held::default(),
@@ -123,6 +126,9 @@ impl Kernel {
             set_before: Default::default(),
             changes: raw_map(&ebpf, "CHANGES")?,
             followed: Default::default(),
+            family: raw_map(&ebpf, "FAMILY")?,
+            knows_forks: task_tgid_offset.is_some(),
+            follows_forks: false,
             blocks: raw_map(&ebpf, "BLOCKS")?,
             stacks: raw_map(&ebpf, "STACKS")?,
             totals: raw_map(&ebpf, "TOTALS")?,
@@ -131,7 +137,6 @@ impl Kernel {
             generation: 0,
             wanted_stacks: Default::default(),
             delivered_stacks: Default::default(),
-            probe_count: 0,
             // Not being able to count the time is no reason not to trace.
             stats: config.count_bpf_time.then(|| enable_stats(Stats::RunTime).ok()).flatten(),
             ebpf,

@@ -11,6 +11,7 @@ mod attach;
 mod changes;
 mod cost;
 mod error;
+mod family;
 pub mod features;
 mod load;
 mod read;
@@ -39,6 +40,7 @@ pub use load::LogReader;
 pub use read::{KernelSnapshot, ProcessTotals, StoredStack};
 pub use ring::{Drained, Notice, RangeEvent, monotonic_ns};
 pub use selftest::{Sample, SelftestCounters};
+pub use tables::ImageNumber;
 
 /// The limits of the kernel side, and what each costs in bytes of kernel memory.
 ///
@@ -87,6 +89,8 @@ pub struct Kernel {
     _chain: ProgramArray<MapData>,
     entries: Vec<attach::ProbeLink>,
     returns: Vec<attach::ProbeLink>,
+    /// Of the probes of all processes: a function of one file is one probe.
+    places: attach::Places,
     tracepoints: Vec<RawTracePointLink>,
     ring: RingBuf<MapData>,
     held: ring::Held,
@@ -98,16 +102,18 @@ pub struct Kernel {
     changes: RawMap<u32, ChangesRow>,
     /// By process.
     followed: BTreeMap<u32, changes::Followed>,
+    family: RawMap<u32, u32>,
+    knows_forks: bool,
+    follows_forks: bool,
     blocks: RawMap<BlockKey, BlockRow>,
     stacks: RawMap<u64, StackRow>,
     totals: RawMap<TotalsKey, TotalsRow>,
     noticed: RawMap<NoticedKey, u32>,
     rows: tables::RowsMapping,
     generation: u32,
-    /// Stack ids met and not delivered yet, delivered before, by the process they belong to.
+    /// Stack ids met and not delivered yet, delivered before, by the image they belong to.
     wanted_stacks: BTreeMap<u64, u32>,
     delivered_stacks: HashSet<u64>,
-    probe_count: usize,
     stats: Option<OwnedFd>,
     /// Keeps programs and maps.
     ebpf: Ebpf,
@@ -119,7 +125,7 @@ impl std::fmt::Debug for Kernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Kernel")
             .field("links", &(self.entries.len() + self.returns.len()))
-            .field("probes", &self.probe_count)
+            .field("probes", &self.places.count())
             .field("armed", &self.config_row.armed)
             .finish_non_exhaustive()
     }

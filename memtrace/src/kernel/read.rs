@@ -20,7 +20,7 @@ pub(super) type Counters = [u64; Loss::COUNT + Tally::COUNT + MAX_PROBES];
 /// The books at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KernelSnapshot {
-    /// By process, then by stack. Stacks without a single block are left out.
+    /// By image, then by stack. Stacks without a single block are left out.
     pub processes: Vec<ProcessTotals>,
     /// By [`Loss`], in its order.
     pub losses: [u64; Loss::COUNT],
@@ -55,7 +55,8 @@ impl KernelSnapshot {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProcessTotals {
-    pub tgid: u32,
+    /// [`super::ImageNumber`]
+    pub image: u32,
     /// In the order of their ids.
     pub stacks: Vec<StackTotals>,
     /// Live blocks by stack and by interval, in this order; empty where no interval was asked for.
@@ -70,10 +71,11 @@ struct Counted {
     cohorts: Vec<(u64, u64)>,
 }
 
-/// A stack, and whose: its addresses are that process's.
+/// A stack, and whose: its addresses are that image's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredStack {
-    pub tgid: u32,
+    /// [`super::ImageNumber`]
+    pub image: u32,
     pub stack: StackDef,
     /// The count of changes, its lower half, when it was walked: see [`super::Noted`].
     pub changes: u16,
@@ -111,29 +113,29 @@ impl Kernel {
                     freed_blocks: row.freed_blocks,
                     live: read_blocks.map(|_| LiveBlocks::default()),
                 };
-                processes.entry(key.tgid).or_default().insert(key.stack, totals);
+                processes.entry(key.image).or_default().insert(key.stack, totals);
             })
             .map_err(|source| KernelError::map("read", "TOTALS", source))?;
         let mut cohorts: BTreeMap<u32, Vec<CohortRow>> = BTreeMap::new();
         if let Some(min_age_ns) = read_blocks {
             let intervals = births.len() + 2;
             let counted = self.read_live(now_ns, min_age_ns, births)?;
-            for ((tgid, stack), position) in counted.position {
-                let stacks = processes.entry(tgid).or_default();
+            for ((image, stack), position) in counted.position {
+                let stacks = processes.entry(image).or_default();
                 let empty = StackTotals { stack, ..StackTotals::default() };
                 stacks.entry(stack).or_insert(empty).live = Some(counted.live[position]);
                 let of_stack = &counted.cohorts[position * intervals..][..intervals];
                 let rows = (0u32..).zip(of_stack).filter(|(_, (_, blocks))| *blocks > 0);
                 let row = |(cohort, &(bytes, blocks))| CohortRow { stack, cohort, bytes, blocks };
-                cohorts.entry(tgid).or_default().extend(rows.map(row));
+                cohorts.entry(image).or_default().extend(rows.map(row));
             }
             cohorts
                 .values_mut()
                 .for_each(|rows| rows.sort_unstable_by_key(|row| (row.stack, row.cohort)));
         }
-        for (tgid, stacks) in &processes {
+        for (image, stacks) in &processes {
             for stack in stacks.keys().filter(|stack| !self.delivered_stacks.contains(stack)) {
-                self.wanted_stacks.insert(*stack, *tgid);
+                self.wanted_stacks.insert(*stack, *image);
             }
         }
         let after = self.read_counters()?;
@@ -144,15 +146,15 @@ impl Kernel {
         Ok(KernelSnapshot {
             processes: processes
                 .into_iter()
-                .map(|(tgid, stacks)| ProcessTotals {
-                    tgid,
+                .map(|(image, stacks)| ProcessTotals {
+                    image,
                     stacks: stacks.into_values().collect(),
-                    cohorts: cohorts.remove(&tgid).unwrap_or_default(),
+                    cohorts: cohorts.remove(&image).unwrap_or_default(),
                 })
                 .collect(),
             losses,
             tallies,
-            hits: hits[..self.probe_count.min(MAX_PROBES)].to_vec(),
+            hits: hits[..self.places.count().min(MAX_PROBES)].to_vec(),
             moving: of_calls(*before) != of_calls(*after),
             read_ns: u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX),
             monotonic_ns: now_ns,
@@ -176,7 +178,7 @@ impl Kernel {
                 }
                 let age_ns = now_ns.saturating_sub(block.time_ns);
                 let next = counted.live.len();
-                let position = *counted.position.entry((key.tgid, block.stack)).or_insert(next);
+                let position = *counted.position.entry((key.image, block.stack)).or_insert(next);
                 if position == next {
                     let fresh = LiveBlocks { youngest_age_ns: u64::MAX, ..LiveBlocks::default() };
                     counted.live.push(fresh);
@@ -229,24 +231,24 @@ impl Kernel {
     /// The stacks that a snapshot or a range event named and that were not delivered before.
     pub fn new_stacks(&mut self) -> Result<Vec<StoredStack>, KernelError> {
         let mut stacks = Vec::with_capacity(self.wanted_stacks.len());
-        for (id, tgid) in std::mem::take(&mut self.wanted_stacks) {
+        for (id, image) in std::mem::take(&mut self.wanted_stacks) {
             if id < FIRST_STACK {
-                // Reserved ids are of all processes.
+                // Reserved ids are of all images.
                 let end = match id {
                     STACK_STORE_FULL => WalkEnd::StoreFull,
                     STACK_COLLISION => WalkEnd::HashCollision,
                     _ => continue,
                 };
-                let stack = StackDef { id, frames: Vec::new(), end: end as u8 };
-                stacks.push(StoredStack { tgid, stack, changes: 0 });
+                let stack = StackDef { id, image: 0, frames: Vec::new(), end: end as u8 };
+                stacks.push(StoredStack { image, stack, changes: 0 });
             } else if let Some(row) =
                 self.stacks.get(&id).map_err(|source| KernelError::map("read", "STACKS", source))?
             {
                 let count = usize::from(row.count).min(MAX_FRAMES);
                 let frames = row.frames[..count].to_vec();
                 stacks.push(StoredStack {
-                    tgid: row.tgid,
-                    stack: StackDef { id, frames, end: row.end },
+                    image: row.image,
+                    stack: StackDef { id, image: row.image, frames, end: row.end },
                     changes: row.changes,
                 });
             }

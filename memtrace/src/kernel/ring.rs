@@ -8,8 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use memtrace_common::calls::Signature;
 use memtrace_common::rows::{
-    NOTICE_EXEC, NOTICE_EXIT, NOTICE_MAPPINGS_CHANGED, NOTICE_UNKNOWN_MAPPING, NoticeRecord,
-    RANGE_ALLOCATOR_INTERNAL, RECORD_NOTICE, RECORD_RANGE, RangeRecord,
+    NOTICE_EXEC, NOTICE_EXIT, NOTICE_FORK, NOTICE_MAPPINGS_CHANGED, NOTICE_UNKNOWN_MAPPING,
+    NoticeRecord, RANGE_ALLOCATOR_INTERNAL, RECORD_NOTICE, RECORD_RANGE, RangeRecord,
 };
 
 use super::Kernel;
@@ -23,6 +23,8 @@ pub struct RangeEvent {
     pub signature: Signature,
     pub tgid: u32,
     pub tid: u32,
+    /// [`super::ImageNumber`]
+    pub image: u32,
     /// `CLOCK_MONOTONIC`
     pub entry_ns: u64,
     pub return_ns: u64,
@@ -48,8 +50,10 @@ impl RangeEvent {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// The process runs another image and is no longer traced.
-    Exec { tgid: u32 },
+    /// The process runs another image since then (`CLOCK_MONOTONIC`), and is no longer traced.
+    Exec { tgid: u32, time_ns: u64 },
+    /// A member of the family started a process.
+    Fork { tgid: u32, parent: u32, time_ns: u64 },
     /// The leader of the thread group ended; other threads may go on.
     Exit { tgid: u32 },
     /// A walk met a pc outside the mappings set: read them again. Once per page and
@@ -100,7 +104,7 @@ impl Kernel {
             match parse(&record) {
                 Some(Record::Range(event)) => {
                     if !self.delivered_stacks.contains(&event.stack) {
-                        self.wanted_stacks.insert(event.stack, event.tgid);
+                        self.wanted_stacks.insert(event.stack, event.image);
                     }
                     self.held.events.push(event);
                 }
@@ -133,6 +137,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Record> {
                 signature: Signature::from_u8(u8::try_from(row.signature).ok()?)?,
                 tgid: row.tgid,
                 tid: row.tid,
+                image: row.image,
                 entry_ns: row.entry_ns,
                 return_ns: row.return_ns,
                 stack: row.stack,
@@ -146,7 +151,11 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Record> {
             let row: NoticeRecord = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
             let tgid = row.tgid;
             match row.notice {
-                NOTICE_EXEC => Some(Record::Notice(Notice::Exec { tgid })),
+                NOTICE_EXEC => Some(Record::Notice(Notice::Exec { tgid, time_ns: row.time_ns })),
+                NOTICE_FORK => {
+                    let parent = u32::try_from(row.address).ok()?;
+                    Some(Record::Notice(Notice::Fork { tgid, parent, time_ns: row.time_ns }))
+                }
                 NOTICE_EXIT => Some(Record::Notice(Notice::Exit { tgid })),
                 NOTICE_MAPPINGS_CHANGED => Some(Record::Notice(Notice::MappingsChanged { tgid })),
                 NOTICE_UNKNOWN_MAPPING => {
@@ -176,6 +185,7 @@ mod tests {
             signature,
             tgid: 1,
             tid: 1,
+            image: 1,
             entry_ns,
             return_ns,
             stack: 16,

@@ -52,10 +52,8 @@ impl Kernel {
         let Some(scope) = living_thread(pid) else {
             let reason = format!("process {pid} has no living thread: it has ended");
             let failed = AttachOutcome::Failed { reason, denied: false };
-            return Ok(AttachReport {
-                probes: vec![failed; plan.probes.len()],
-                system_calls: None,
-            });
+            let probes = vec![failed; plan.probes.len()];
+            return Ok(AttachReport { probes, ..AttachReport::default() });
         };
         let mut report = AttachReport::default();
         for probe in &plan.probes {
@@ -64,13 +62,13 @@ impl Kernel {
                 report.probes.push(AttachOutcome::Failed { reason, denied: false });
                 continue;
             }
-            let index = self.probe_count;
+            let index = self.places.add();
+            report.numbers.push(index);
             // The last slots count what is passed over.
             let outcome = match index < HITS_DROPPED {
-                true => self.attach_at(scope, probe, index, SELFTEST, probe.entry_site),
+                true => self.attach_at(pid, scope, probe, index, SELFTEST, probe.entry_site),
                 false => Err(format!("more than {HITS_DROPPED} probes").into()),
             };
-            self.probe_count += 1;
             report.probes.push(match outcome {
                 Ok(link) => {
                     self.entries.push(link);

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memtrace_common::rows::{
-    NoticedKey, ProcessRow, STACK_COLLISION, STACK_STORE_FULL, TotalsKey, TotalsRow,
+    NoticedKey, ProcessRow, STACK_COLLISION, STACK_STORE_FULL, StackRow, TotalsKey, TotalsRow,
 };
 use memtrace_common::unwind::{MAX_MAPPINGS, UnwindMapping};
 
@@ -73,6 +73,22 @@ impl Drop for RowsMapping {
     }
 }
 
+/// Whose books: a number for each program that a process runs, from 1 on. `exec` starts another
+/// image in the same process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageNumber {
+    pub number: u32,
+    /// The image that it was forked from, whose blocks it inherited; 0: none that is traced.
+    pub parent: u32,
+}
+
+impl ImageNumber {
+    /// Of an image that was not forked while it was traced.
+    pub const fn first(number: u32) -> Self {
+        Self { number, parent: 0 }
+    }
+}
+
 impl Kernel {
     /// Appends one object's unwind rows, sorted by pc. Returns the index of the first, for
     /// [`UnwindMapping::first_row`].
@@ -94,6 +110,7 @@ impl Kernel {
     pub fn set_process(
         &mut self,
         tgid: u32,
+        image: ImageNumber,
         mappings: &[UnwindMapping],
     ) -> Result<(), KernelError> {
         check(mappings, self.rows.used)
@@ -107,7 +124,7 @@ impl Kernel {
             self.forget_noticed(old.generation)?;
         }
         for stack in [STACK_STORE_FULL, STACK_COLLISION] {
-            let key = TotalsKey { stack, tgid, zero: 0 };
+            let key = TotalsKey { stack, image: image.number, zero: 0 };
             let known = self.totals.get(&key);
             let known = known.map_err(|source| KernelError::map("read", "TOTALS", source))?;
             if known.is_none() {
@@ -122,9 +139,11 @@ impl Kernel {
             generation: self.generation,
             count: mappings.len() as u32,
             slot,
-            zero: 0,
+            image: image.number,
             changes,
             beyond,
+            parent: image.parent,
+            zero: 0,
             mappings: [UnwindMapping::default(); MAX_MAPPINGS],
         };
         row.mappings[..mappings.len()].copy_from_slice(mappings);
@@ -146,6 +165,31 @@ impl Kernel {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Takes the books of images that have ended out of the maps: blocks, totals and stacks. Read
+    /// them before. No program looks at them any more.
+    pub fn forget_images(&mut self, images: &[u32]) -> Result<(), KernelError> {
+        let mut blocks = Vec::new();
+        self.blocks
+            .for_each(|key, _, _| blocks.extend(images.contains(&key.image).then_some(*key)))
+            .map_err(|source| KernelError::map("read", "BLOCKS", source))?;
+        let mut totals = Vec::new();
+        self.totals
+            .for_each(|key, _, _| totals.extend(images.contains(&key.image).then_some(*key)))
+            .map_err(|source| KernelError::map("read", "TOTALS", source))?;
+        for key in &blocks {
+            // Gone already is as good, here and below.
+            let _ = self.blocks.remove(key);
+        }
+        for key in &totals {
+            let _ = self.totals.remove(key);
+            let is_theirs = |row: StackRow| images.contains(&row.image);
+            if self.stacks.get(&key.stack).ok().flatten().is_some_and(is_theirs) {
+                let _ = self.stacks.remove(&key.stack);
+            }
+        }
+        Ok(())
     }
 
     fn forget_noticed(&self, generation: u32) -> Result<(), KernelError> {

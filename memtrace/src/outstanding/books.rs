@@ -13,10 +13,11 @@ use memtrace_common::unwind::WalkEnd;
 
 use super::callers::{CallerLine, callers};
 use super::checks::{Check, checks};
-use super::frames::{Frame, FrameIndex, FrameName};
+use super::doubts::{Doubt, doubts};
+use super::frames::{CodeAddress, Frame, FrameIndex, FrameName};
 use super::ranges::RangeAnomalies;
 use super::summary::Summary;
-use crate::snapshot::{RangeOwner, Recording, Snapshot, StackTotals};
+use crate::snapshot::{ClosedImage, RangeOwner, Recording, Snapshot, StackDef, StackTotals};
 
 /// Bytes and blocks together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,6 +68,8 @@ pub struct StackLine {
     pub growth: Option<Growth>,
     /// The most that any snapshot up to this one saw.
     pub peak_bytes: u64,
+    /// Outstanding by image.
+    pub by_image: BTreeMap<u32, Amount>,
 }
 
 impl StackLine {
@@ -125,6 +128,7 @@ pub struct Books<'a> {
     /// Every [`Tally`], zeros included.
     pub tallies: Vec<CounterLine>,
     pub checks: Vec<Check>,
+    pub doubts: Vec<Doubt>,
 }
 
 impl Books<'_> {
@@ -188,6 +192,9 @@ impl<'a> Librarian<'a> {
         for snapshot in &recording.snapshots {
             ids.extend(snapshot.native.stacks.iter().map(|row| row.stack));
             ids.extend(snapshot.native.ranges.iter().map(|range| range.stack));
+        }
+        for closed in &recording.closed {
+            ids.extend(closed.stacks.iter().map(|row| row.stack));
         }
         ids.sort_unstable();
         ids.dedup();
@@ -265,6 +272,9 @@ impl<'a> Librarian<'a> {
             if let Some(group) = self.group_of.get(&row.stack).copied() {
                 let line = lines.entry(group).or_insert_with(|| self.empty_line(group));
                 take_row(line, row);
+                let image = self.index.stack(row.stack).map_or(0, |stack| stack.image);
+                let Amount { bytes, blocks } = outstanding(row);
+                line.by_image.entry(image).or_default().add(bytes, blocks);
             }
         }
         let mut total = Totals::default();
@@ -342,7 +352,31 @@ impl<'a> Librarian<'a> {
                 Tally::ALL.iter().map(|tally| (tally.label(), tally.hint())),
             ),
             checks: checks(snapshot),
+            doubts: doubts(self.recording, position),
         })
+    }
+
+    /// What an image held when its books were closed, by stack, the largest first.
+    pub fn closed_lines(&self, closed: &ClosedImage) -> Vec<StackLine> {
+        let mut lines: BTreeMap<usize, StackLine> = BTreeMap::new();
+        for row in &closed.stacks {
+            if let Some(group) = self.group_of.get(&row.stack).copied() {
+                take_row(lines.entry(group).or_insert_with(|| self.empty_line(group)), row);
+            }
+        }
+        let mut lines: Vec<StackLine> = lines.into_values().collect();
+        let whole = lines.iter().fold(0u64, |sum, line| sum.saturating_add(line.outstanding.bytes));
+        for line in &mut lines {
+            line.ids.sort_unstable();
+            line.share = share(line.outstanding.bytes, whole);
+            line.peak_bytes = line.outstanding.bytes;
+        }
+        lines.sort_by(|a, b| {
+            let amounts = |line: &StackLine| Reverse((line.outstanding, line.allocated));
+            let names = || by_names((&a.frames, &a.ids), (&b.frames, &b.ids));
+            amounts(a).cmp(&amounts(b)).then_with(names)
+        });
+        lines
     }
 
     fn empty_line(&self, group: usize) -> StackLine {
@@ -358,6 +392,7 @@ impl<'a> Librarian<'a> {
             share: 0.0,
             growth: None,
             peak_bytes: 0,
+            by_image: BTreeMap::new(),
         }
     }
 
@@ -404,15 +439,15 @@ fn fold(index: &FrameIndex<'_>, ids: &[u64]) -> Vec<usize> {
         let next = numbers.len() as u32;
         *numbers.entry(Frame::name(frame)).or_insert(next)
     };
-    let mut at_address: HashMap<u64, Vec<u32>> = HashMap::new();
+    let mut at_address: HashMap<CodeAddress, Vec<u32>> = HashMap::new();
     let mut first: HashMap<Vec<u32>, usize> = HashMap::with_capacity(ids.len());
     let mut leaders = Vec::with_capacity(ids.len());
     for (position, (id, note)) in ids.iter().zip(&notes).enumerate() {
         let mut key = Vec::new();
-        for address in index.stack(*id).map_or(&[][..], |stack| &stack.frames[..]) {
-            let numbers = at_address.entry(*address).or_insert_with(|| {
-                index.frames_at(*address).iter().map(|frame| number(frame)).collect()
-            });
+        for at in index.stack(*id).into_iter().flat_map(StackDef::addresses) {
+            let numbers = at_address
+                .entry(at)
+                .or_insert_with(|| index.frames_at(at).iter().map(|frame| number(frame)).collect());
             key.extend_from_slice(numbers);
         }
         key.extend(note.as_ref().map(&mut number));

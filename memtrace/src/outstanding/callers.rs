@@ -130,6 +130,7 @@ mod tests {
             share: bytes as f64 / 100.0,
             growth: Some(Growth { bytes: i128::from(bytes), bytes_per_second: 1.0 }),
             peak_bytes: bytes,
+            by_image: Default::default(),
         }
     }
 

@@ -56,12 +56,23 @@ pub(crate) fn checks(snapshot: &Snapshot) -> Vec<Check> {
     }
 
     let mut spans: Vec<_> =
-        snapshot.native.ranges.iter().map(|range| (range.start, range.length_bytes)).collect();
+        snapshot.native.ranges.iter().map(|at| (at.image, at.start, at.length_bytes)).collect();
     spans.sort_unstable();
-    let overlaps = spans
-        .windows(2)
-        .filter(|pair| i128::from(pair[0].0) + i128::from(pair[0].1) > i128::from(pair[1].0));
+    // Each image has addresses of its own.
+    let overlaps = spans.windows(2).filter(|pair| {
+        let [(image, start, length), (next_image, next, _)] = [pair[0], pair[1]];
+        image == next_image && i128::from(start) + i128::from(length) > i128::from(next)
+    });
     check("ranges_disjoint", "no two ranges overlap", overlaps.count() as i128, 0, BROKEN);
+
+    if !snapshot.images.is_empty() {
+        let law = "Σ outstanding of the processes = outstanding, bytes";
+        let of_image = |books: &crate::snapshot::ImageBooks| {
+            i128::from(books.totals.allocated_bytes) - i128::from(books.totals.freed_bytes)
+        };
+        let net_bytes = sum(&|row| rows[row].allocated_bytes) - sum(&|row| rows[row].freed_bytes);
+        check("processes_sum", law, snapshot.images.iter().map(of_image).sum(), net_bytes, BROKEN);
+    }
 
     if let Some(go) = snapshot.go.value() {
         go_checks(go, &mut check);

@@ -97,14 +97,28 @@ pub fn base_name(path: &str) -> &str {
     path.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or(path)
 }
 
+/// An address, and whose: each image has addresses of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CodeAddress {
+    pub image: u32,
+    pub address: u64,
+}
+
+impl StackDef {
+    /// Its frames' addresses, leaf first.
+    pub fn addresses(&self) -> impl DoubleEndedIterator<Item = CodeAddress> + Clone + '_ {
+        self.frames.iter().map(|&address| CodeAddress { image: self.image, address })
+    }
+}
+
 /// The frames of every stack of a recording.
 #[derive(Debug)]
 pub struct FrameIndex<'a> {
     stacks: HashMap<u64, &'a StackDef>,
-    names: HashMap<u64, &'a AddressNames>,
+    names: HashMap<CodeAddress, &'a AddressNames>,
     objects: Vec<&'a Object>,
     /// Of every address in a stack: stacks share far more frames than they differ in.
-    frames: HashMap<u64, Vec<Arc<Frame>>>,
+    frames: HashMap<CodeAddress, Vec<Arc<Frame>>>,
 }
 
 impl<'a> FrameIndex<'a> {
@@ -112,13 +126,17 @@ impl<'a> FrameIndex<'a> {
         let mut index = Self {
             stacks: recording.stacks.iter().map(|stack| (stack.id, stack)).collect(),
             // An address named twice was mapped twice: the later name is that of what is mapped.
-            names: recording.names.iter().map(|names| (names.address, names)).collect(),
+            names: recording
+                .names
+                .iter()
+                .map(|names| (CodeAddress { image: names.image, address: names.address }, names))
+                .collect(),
             objects: recording.header.tracee.objects.iter().chain(&recording.new_objects).collect(),
             frames: HashMap::new(),
         };
         let mut frames = HashMap::new();
-        for address in recording.stacks.iter().flat_map(|stack| &stack.frames) {
-            frames.entry(*address).or_insert_with(|| index.resolve(*address));
+        for at in recording.stacks.iter().flat_map(StackDef::addresses) {
+            frames.entry(at).or_insert_with(|| index.resolve(at));
         }
         index.frames = frames;
         index
@@ -147,18 +165,18 @@ impl<'a> FrameIndex<'a> {
         self.stack(id).map(|stack| WalkEnd::from_u8(stack.end))
     }
 
-    pub fn names(&self, address: u64) -> Option<&'a AddressNames> {
-        self.names.get(&address).copied()
+    pub fn names(&self, at: CodeAddress) -> Option<&'a AddressNames> {
+        self.names.get(&at).copied()
     }
 
     /// Index of the object that the address lies in, and the offset in its file.
-    pub fn object(&self, frame: u64) -> Option<(usize, Option<u64>)> {
-        if owner_of(frame) >= OWNER_OF_MANY {
+    pub fn object(&self, at: CodeAddress) -> Option<(usize, Option<u64>)> {
+        if owner_of(at.address) >= OWNER_OF_MANY {
             // Whose it was is not known: another one's may stand there now.
             return None;
         }
-        let named = self.names(frame).and_then(|names| names.object).map(|index| index as usize);
-        let address = plain(frame);
+        let named = self.names(at).and_then(|names| names.object).map(|index| index as usize);
+        let (image, address) = (at.image, plain(at.address));
         let offset_in = |object: &Object| {
             object
                 .mappings
@@ -170,20 +188,21 @@ impl<'a> FrameIndex<'a> {
             Some(index) => self.objects.get(index).map(|object| (index, offset_in(object))),
             // The later object is what is mapped there now.
             None => {
-                self.objects.iter().enumerate().rev().find_map(|(index, object)| {
-                    offset_in(object).map(|offset| (index, Some(offset)))
-                })
+                let of_image = |(_, object): &(usize, &&Object)| object.image == image;
+                self.objects.iter().enumerate().rev().filter(of_image).find_map(
+                    |(index, object)| offset_in(object).map(|offset| (index, Some(offset))),
+                )
             }
         }
     }
 
     /// The frames of an address that stands in a stack, innermost first; at least one.
-    pub fn frames_at(&self, address: u64) -> &[Arc<Frame>] {
-        self.frames.get(&address).map_or(&[], Vec::as_slice)
+    pub fn frames_at(&self, at: CodeAddress) -> &[Arc<Frame>] {
+        self.frames.get(&at).map_or(&[], Vec::as_slice)
     }
 
-    fn resolve(&self, address: u64) -> Vec<Arc<Frame>> {
-        let (module, module_offset) = match self.object(address) {
+    fn resolve(&self, at: CodeAddress) -> Vec<Arc<Frame>> {
+        let (module, module_offset) = match self.object(at) {
             Some((index, offset)) => (self.objects.get(index).map(|o| o.path.clone()), offset),
             None => (None, None),
         };
@@ -195,9 +214,9 @@ impl<'a> FrameIndex<'a> {
             file: name.and_then(|name| name.file.clone()),
             line: name.and_then(|name| name.line),
             inlined: name.is_some_and(|name| name.inlined),
-            address: Some(plain(address)),
+            address: Some(plain(at.address)),
         };
-        match self.names(address).map(|names| &names.names[..]) {
+        match self.names(at).map(|names| &names.names[..]) {
             None | Some([]) => vec![Arc::new(frame(None))],
             Some(names) => names.iter().map(|name| Arc::new(frame(Some(name)))).collect(),
         }
@@ -205,8 +224,8 @@ impl<'a> FrameIndex<'a> {
 
     /// The whole stack, leaf first; where it is not whole, the last frame says why.
     pub fn frames(&self, id: u64) -> Vec<Arc<Frame>> {
-        let addresses = self.stack(id).map_or(&[][..], |stack| &stack.frames[..]);
-        let frames = addresses.iter().flat_map(|address| self.frames_at(*address)).cloned();
+        let addresses = self.stack(id).into_iter().flat_map(StackDef::addresses);
+        let frames = addresses.flat_map(|at| self.frames_at(at)).cloned();
         frames.chain(self.note(id).map(Arc::new)).collect()
     }
 
@@ -219,15 +238,15 @@ impl<'a> FrameIndex<'a> {
     }
 
     fn end_note(&self, stack: &StackDef) -> Option<String> {
-        let at = || match stack.frames.last() {
+        let at = || match stack.addresses().next_back() {
             None => "its first frame".to_owned(),
-            Some(address) => match self.object(*address) {
+            Some(at) => match self.object(at) {
                 Some((index, offset)) => {
                     let path = self.objects.get(index).map_or("?", |object| &object.path);
                     let offset = offset.map(|offset| format!("+{offset:#x}")).unwrap_or_default();
                     format!("{}{offset}", base_name(path))
                 }
-                None => format!("{:#x}", plain(*address)),
+                None => format!("{:#x}", plain(at.address)),
             },
         };
         Some(match WalkEnd::from_u8(stack.end) {

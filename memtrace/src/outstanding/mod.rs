@@ -7,6 +7,7 @@ pub mod callers;
 pub mod checks;
 pub mod cohorts;
 pub mod diff;
+pub mod doubts;
 pub mod frames;
 pub mod ranges;
 pub mod summary;

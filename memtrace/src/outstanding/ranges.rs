@@ -199,6 +199,7 @@ impl RangeMap {
                     Kind::Anonymous => owner_of(interval.stack).unwrap_or(RangeOwner::Native),
                 },
                 reserved: interval.reserved,
+                image: 0,
             })
             .collect()
     }

@@ -9,7 +9,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::ser::Formatter;
 use serde_json::{Value, json};
 
-use super::{ReportError, ReportOptions, ledger_json, verdict_json};
+use super::{ReportError, ReportOptions, ledger_json, processes_json, verdict_json};
 use crate::account::Ledger;
 use crate::account::probed::Outstanding;
 use crate::outstanding::books::{
@@ -17,6 +17,7 @@ use crate::outstanding::books::{
 };
 use crate::outstanding::callers::CallerLine;
 use crate::outstanding::checks::Check;
+use crate::outstanding::doubts::Doubt;
 use crate::outstanding::frames::{Frame, FrameKind};
 use crate::outstanding::summary::{GoCounted, Summary};
 use crate::snapshot::{Cohorts, GoBooks, Header, Known, Name, RangeOwner};
@@ -96,6 +97,7 @@ impl Serialize for Document<'_, '_> {
             }),
         )?;
         map.serialize_entry("probes", probes)?;
+        map.serialize_entry("processes", &processes_json::processes(self.librarian))?;
         map.serialize_entry("snapshots", &Snapshots(self.librarian))?;
         let verdict = crate::verdict::judge(self.librarian);
         let (verdict, verdict_reason) = verdict_json::parted(&verdict);
@@ -142,6 +144,9 @@ impl Serialize for Told<'_> {
         map.serialize_entry("ended", &at.ended)?;
         map.serialize_entry("mark", &at.mark)?;
         map.serialize_entry("native", &Native(books))?;
+        let processes = Rows(&at.images, processes_json::at_snapshot);
+        map.serialize_entry("processes", &processes)?;
+        map.serialize_entry("untraced", &at.untraced)?;
         map.serialize_entry("go", &go)?;
         map.serialize_entry("go_reason", &go_reason)?;
         map.serialize_entry("process", &process)?;
@@ -154,6 +159,8 @@ impl Serialize for Told<'_> {
         map.serialize_entry("memory_reason", &memory_reason)?;
         map.serialize_entry("summary", &summary(&books.summary))?;
         map.serialize_entry("checks", &Rows(&books.checks, checks))?;
+        let doubts = |doubt: &Doubt| json!({ "name": doubt.name, "text": doubt.text });
+        map.serialize_entry("doubts", &Rows(&books.doubts, doubts))?;
         map.serialize_entry("self", &at.own)?;
         map.end()
     }
@@ -243,7 +250,7 @@ impl Serialize for Ranges<'_, '_> {
     }
 }
 
-fn stack(line: &StackLine) -> Value {
+pub(super) fn stack(line: &StackLine) -> Value {
     let (youngest, oldest) = line.ages_ns.unzip();
     json!({
         "bytes": line.outstanding.bytes,
@@ -256,10 +263,19 @@ fn stack(line: &StackLine) -> Value {
         "oldest_age_ns": oldest,
         "growth": growth(line.growth),
         "peak_bytes": line.peak_bytes,
+        "by_process": by_process(line),
         "complete": line.is_complete(),
         "ids": line.ids.iter().map(hexadecimal).collect::<Vec<_>>(),
         "frames": line.frames.iter().map(|at| frame(at)).collect::<Vec<_>>(),
     })
+}
+
+/// `[{"process": 2, "bytes": …}]`, of those that hold some of it.
+fn by_process(line: &StackLine) -> Vec<Value> {
+    let row = |(image, held): (&u32, &Amount)| json!({ "process": image, "bytes": held.bytes, "blocks": held.blocks });
+    // 0: of a recording that does not tell processes apart.
+    let rows = line.by_image.iter().filter(|(image, held)| **image != 0 && held.blocks > 0);
+    rows.map(row).collect()
 }
 
 fn caller(line: &CallerLine) -> Value {

@@ -18,6 +18,7 @@ mod ledger_json;
 mod ledger_tree;
 mod numbers;
 mod pprof;
+mod processes_json;
 mod style;
 mod text;
 mod verdict_json;

@@ -99,7 +99,11 @@ pub fn instant(unix_ns: u64) -> String {
 
 /// `1 block`, `2 blocks`.
 pub fn count(number: u64, singular: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
+    let plural = match number {
+        1 => "",
+        _ if singular.ends_with('s') => "es",
+        _ => "s",
+    };
     format!("{} {singular}{plural}", grouped(number))
 }
 

@@ -14,9 +14,9 @@ use super::{ReportError, ReportOptions};
 use crate::go::profile_proto as proto;
 use crate::outstanding::books::{Books, Librarian};
 use crate::outstanding::diff::Diff;
-use crate::outstanding::frames::FrameIndex;
+use crate::outstanding::frames::{CodeAddress, FrameIndex};
 use crate::sanitize::visible;
-use crate::snapshot::{GoBooks, Snapshot};
+use crate::snapshot::{GoBooks, Snapshot, StackDef};
 
 pub(super) fn render(
     librarian: &Librarian<'_>,
@@ -151,7 +151,7 @@ impl Strings {
 /// What makes a location one: an address (as a leaf or as a return address), or a name without one.
 #[derive(PartialEq, Eq, Hash)]
 enum LocationKey {
-    Address(u64),
+    Address(CodeAddress),
     Named { function: u64, line: i64 },
 }
 
@@ -160,8 +160,8 @@ struct Builder<'a, 'r> {
     strings: Strings,
     functions: HashMap<(i64, i64), u64>,
     locations: HashMap<LocationKey, u64>,
-    /// `(start, end, position in profile.mapping)`, sorted.
-    spans: Vec<(u64, u64, usize)>,
+    /// `(start, end, position in profile.mapping)`, sorted; the start with whose it is.
+    spans: Vec<(CodeAddress, u64, usize)>,
     profile: proto::Profile,
 }
 
@@ -180,7 +180,8 @@ impl<'a, 'r> Builder<'a, 'r> {
         for object in index.objects() {
             for mapping in &object.mappings {
                 let position = builder.profile.mapping.len();
-                builder.spans.push((mapping.start, mapping.end, position));
+                let start = CodeAddress { image: object.image, address: mapping.start };
+                builder.spans.push((start, mapping.end, position));
                 builder.profile.mapping.push(proto::Mapping {
                     id: position as u64 + 1,
                     memory_start: mapping.start,
@@ -241,11 +242,10 @@ impl<'a, 'r> Builder<'a, 'r> {
     }
 
     fn native_locations(&mut self, stack: u64) -> Vec<u64> {
-        let addresses = self.index.stack(stack).map_or(&[][..], |stack| &stack.frames[..]);
+        let addresses = self.index.stack(stack).into_iter().flat_map(StackDef::addresses);
         let mut locations: Vec<u64> = addresses
-            .iter()
             .enumerate()
-            .map(|(depth, address)| self.address_location(*address, depth == 0))
+            .map(|(depth, at)| self.address_location(at, depth == 0))
             .collect();
         // A walk that ended early says so as the outermost frame.
         let note = self.index.note(stack);
@@ -253,18 +253,19 @@ impl<'a, 'r> Builder<'a, 'r> {
         locations
     }
 
-    fn address_location(&mut self, address: u64, is_leaf: bool) -> u64 {
+    fn address_location(&mut self, at: CodeAddress, is_leaf: bool) -> u64 {
         // The call stands before the return address: tools that look an address up want the call.
-        let plain = memtrace_common::unwind::plain(address);
+        let plain = memtrace_common::unwind::plain(at.address);
         let shown = if is_leaf { plain } else { plain.saturating_sub(1) };
-        let key = LocationKey::Address(shown);
+        let shown_at = CodeAddress { address: shown, ..at };
+        let key = LocationKey::Address(shown_at);
         if let Some(id) = self.locations.get(&key) {
             return *id;
         }
-        let mapping = self.mapping_of(shown);
+        let mapping = self.mapping_of(shown_at);
         let mut line = Vec::new();
         let index = self.index;
-        for frame in index.frames_at(address) {
+        for frame in index.frames_at(at) {
             let Some(function) = frame.function.as_deref() else { continue };
             let file = frame.file.as_deref().unwrap_or("");
             let function_id = self.function(function, file);
@@ -311,9 +312,9 @@ impl<'a, 'r> Builder<'a, 'r> {
         id
     }
 
-    fn mapping_of(&self, address: u64) -> Option<usize> {
-        let after = self.spans.partition_point(|(start, ..)| *start <= address);
-        let (_, end, position) = *self.spans.get(after.checked_sub(1)?)?;
-        (address < end).then_some(position)
+    fn mapping_of(&self, at: CodeAddress) -> Option<usize> {
+        let after = self.spans.partition_point(|(start, ..)| *start <= at);
+        let (start, end, position) = *self.spans.get(after.checked_sub(1)?)?;
+        (start.image == at.image && at.address < end).then_some(position)
     }
 }

@@ -21,6 +21,8 @@ pub enum SessionError {
     NothingToProbe { pid: u32, comm: String, reasons: String },
     #[error("not one probe could be attached to process {pid}\n{reasons}")]
     NothingAttached { pid: u32, reasons: String },
+    #[error("no process is in `{asked}`: there is nothing to trace")]
+    NoProcess { asked: String },
     #[error("process {pid} exited before the probes were armed: there is nothing to report")]
     ExitedEarly { pid: u32 },
     #[error("not permitted to attach a probe to process {pid}\n{reasons}")]
@@ -84,7 +86,7 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
         }
         match cause.downcast_ref::<SessionError>()? {
             SessionError::TwoOnStdout | SessionError::SameFileTwice { .. } => Some(2),
-            SessionError::ExitedEarly { .. } => Some(3),
+            SessionError::ExitedEarly { .. } | SessionError::NoProcess { .. } => Some(3),
             SessionError::AttachDenied { .. } => Some(4),
             SessionError::NothingCompared { .. } => Some(1),
             SessionError::NothingToProbe { .. } | SessionError::NothingAttached { .. } => Some(5),

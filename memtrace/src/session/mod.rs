@@ -7,6 +7,8 @@ mod diagnostics;
 mod diff;
 mod exit;
 mod explain;
+mod family;
+mod image;
 mod outputs;
 mod probes;
 mod progress;

@@ -1,5 +1,7 @@
 //! What is probed: from mapped files to attached probes, at the start and when libraries arrive.
 
+use std::collections::HashSet;
+
 use anyhow::Result;
 use memtrace_common::calls::SYSTEM_CALLS;
 
@@ -27,6 +29,18 @@ pub fn plan_for(process: &Process, files: &[MappedFile], host: &HostFacts) -> Pl
     let objects = read_some(process, files, &is_wanted);
     let plan = decide(&objects.objects, host);
     Planned { plan, objects }
+}
+
+impl Planned {
+    /// Whether calls to an allocator would be seen.
+    pub fn has_allocator(&self) -> bool {
+        self.plan.probes.iter().any(|probe| probe.signature.is_simple())
+    }
+
+    pub fn go_version(&self) -> Option<String> {
+        let go = self.objects.objects.iter().filter_map(|object| object.elf.go.as_ref());
+        go.filter_map(|go| go.version.clone()).next()
+    }
 }
 
 /// Where the mmap family is seen, of one recording: decided once, as no call may be seen twice.
@@ -84,53 +98,83 @@ impl Mmaps {
             });
         }
     }
+
+    /// Whether the mmap family is seen where it enters the kernel.
+    pub fn are_in_kernel(&self) -> bool {
+        self.in_kernel
+    }
 }
 
 /// The probes of one recording.
 #[derive(Default)]
 pub struct Probes {
-    /// By the kernel side's number of a probe: was it attached?
-    is_attached: Vec<bool>,
+    /// The kernel side's numbers of attached probes, in the order of [`ProbeReport::attached`].
+    numbers: Vec<usize>,
+    known: HashSet<usize>,
+    /// What is not probed is told once, however many processes it is not probed in.
+    told: HashSet<(String, Option<String>, String)>,
     /// Attached since they were last taken.
     new: ProbeReport,
     any_denied: bool,
 }
 
 impl Probes {
-    /// Attaches a plan. What could not be attached stays listed, with its reason.
-    pub fn attach(&mut self, kernel: &mut Kernel, pid: u32, planned: &Planned) -> Result<()> {
+    /// Attaches a plan; how many of its probes stand. What could not be attached stays listed, with
+    /// its reason.
+    pub fn attach(&mut self, kernel: &mut Kernel, pid: u32, planned: &Planned) -> Result<usize> {
         let outcome = kernel.attach(pid, &planned.plan)?;
-        for (probe, outcome) in planned.plan.probes.iter().zip(outcome.probes) {
-            self.is_attached.push(outcome == AttachOutcome::Attached);
+        let numbered = planned.plan.probes.iter().zip(outcome.numbers);
+        let mut standing = 0;
+        for ((probe, number), outcome) in numbered.zip(outcome.probes) {
             match outcome {
-                AttachOutcome::Attached => self.new.attached.push(attached(probe)),
+                AttachOutcome::Attached => {
+                    standing += 1;
+                    if self.known.insert(number) {
+                        self.numbers.push(number);
+                        self.new.attached.push(attached(probe));
+                    }
+                }
                 AttachOutcome::Failed { reason, denied } => {
                     self.any_denied |= denied;
-                    self.new.not_probed.push(NotProbed {
+                    self.not_probed([NotProbed {
                         object: probe.object.clone(),
                         function: Some(probe.function.clone()),
                         reason,
-                    });
+                    }]);
                 }
             }
         }
-        if let Some(outcome) = outcome.system_calls {
-            let attached = outcome == AttachOutcome::Attached;
-            self.is_attached.extend(SYSTEM_CALLS.map(|_| attached));
+        if let Some((outcome, numbers)) = outcome.system_calls {
             match outcome {
                 AttachOutcome::Attached => {
+                    standing += numbers.len();
+                    self.numbers.extend(numbers);
                     self.new.attached.extend(SYSTEM_CALLS.map(|(_, name, _)| system_call(name)));
                 }
                 AttachOutcome::Failed { reason, denied } => {
                     self.any_denied |= denied;
                     let (object, function) = (KERNEL.to_owned(), None);
-                    self.new.not_probed.push(NotProbed { object, function, reason });
+                    self.not_probed([NotProbed { object, function, reason }]);
                 }
             }
         }
-        self.new.not_probed.extend(planned.plan.not_probed.iter().cloned());
-        self.new.not_probed.extend(planned.objects.unreadable.iter().cloned());
-        Ok(())
+        self.not_probed(planned.plan.not_probed.iter().cloned());
+        self.not_probed(planned.objects.unreadable.iter().cloned());
+        Ok(standing)
+    }
+
+    /// What is not probed, beside the functions of plans.
+    pub fn not_probed(&mut self, things: impl IntoIterator<Item = NotProbed>) {
+        let told = &mut self.told;
+        let is_new = |it: &NotProbed| {
+            told.insert((it.object.clone(), it.function.clone(), it.reason.clone()))
+        };
+        self.new.not_probed.extend(things.into_iter().filter(is_new));
+    }
+
+    /// How many stand.
+    pub fn count(&self) -> usize {
+        self.numbers.len()
     }
 
     /// Whether a probe was refused for lack of privileges.
@@ -145,8 +189,7 @@ impl Probes {
 
     /// The kernel side's hits, of attached probes only: the order of [`ProbeReport::attached`].
     pub fn of_attached(&self, hits: &[u64]) -> Vec<u64> {
-        let counted = self.is_attached.iter().zip(hits);
-        counted.filter(|(is_attached, _)| **is_attached).map(|(_, &hits)| hits).collect()
+        self.numbers.iter().map(|&number| hits.get(number).copied().unwrap_or(0)).collect()
     }
 }
 

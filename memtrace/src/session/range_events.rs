@@ -59,6 +59,7 @@ mod tests {
             signature,
             tgid: 1,
             tid: 1,
+            image: 1,
             entry_ns: 10,
             return_ns: 20,
             stack: 7,

@@ -10,6 +10,8 @@ use tokio::io::unix::AsyncFd;
 use super::control::{Asked, Control, Request};
 use super::exit::SessionError;
 use super::explain::ContainerMemory;
+use super::family::{Family, Ready, Scope};
+use super::image::TracedImage;
 use super::outputs::{Outputs, Sink};
 use super::probes::{Mmaps, Planned, Probes, explain, plan_for, reasons};
 use super::progress::{Progress, Status};
@@ -17,17 +19,19 @@ use super::range_events::range_event;
 use super::recorder::{Readings, Recorder, as_ns, unix_ns};
 use super::say::{say, warn};
 use super::signals::{Event, Signals};
-use super::space::AddressSpace;
-use super::target::{Target, resolve};
+use super::space::Tables;
+use super::target::{Target, find_group, resolve};
 use crate::cli::RecordArgs;
 use crate::doctor::gather_plain_host;
 use crate::go::{GoReader, open_network_namespace};
-use crate::kernel::{Kernel, KernelConfig, LogReader, Notice};
-use crate::outstanding::ranges::RangeMap;
+use crate::kernel::{ImageNumber, Kernel, KernelConfig, LogReader, Notice, monotonic_ns};
 use crate::plan::host::HostFacts;
 use crate::report::visible;
 use crate::snapshot::facts::Facts;
-use crate::snapshot::{GoProfile, Header, HostSummary, Known, ProbeReport, SCHEMA_VERSION, Tracee};
+use crate::snapshot::{
+    Came, Ended, GoBooks, GoProfile, Header, HostSummary, Known, ProbeReport, SCHEMA_VERSION,
+    StackDef, Tracee,
+};
 use crate::tracee::ports::{connectable, listening_ports};
 use crate::tracee::process::Process;
 
@@ -40,6 +44,10 @@ const RESCAN_EVERY: Duration = Duration::from_secs(1);
 /// After they were read, notices wait for so many times the CPU time that it took: a program that maps
 /// and unmaps code all the time must not keep memtrace busy.
 const RESCAN_PAUSES: u32 = 3;
+/// A program that is younger is looked at more often: its libraries are being mapped.
+const YOUNG_NS: u64 = 2_000_000_000;
+/// Links of processes that have ended are kept up to this many: detaching holds up attaching.
+const MOST_DEAD_LINKS: usize = 1024;
 
 pub async fn run(args: RecordArgs) -> Result<ExitCode> {
     let mut outputs = Outputs::open(&args.formats, args.output.as_deref(), None)?;
@@ -53,7 +61,7 @@ pub async fn run(args: RecordArgs) -> Result<ExitCode> {
     drop(control);
     signals.give_back();
     session.close().await?;
-    session.take(&mut recorder, None, Some(ended.clone())).await?;
+    session.take(&args, &mut recorder, None, Some(ended.clone())).await?;
     // Seconds, in which the report is written.
     let detaching = session.kernel.detach_meanwhile();
 
@@ -69,14 +77,20 @@ pub async fn run(args: RecordArgs) -> Result<ExitCode> {
 struct Session {
     target: Target,
     host: HostFacts,
-    space: AddressSpace,
+    tables: Tables,
+    /// What the first image's probes stand on.
     planned: Planned,
     probes: Probes,
     mmaps: Mmaps,
     kernel: Kernel,
-    ranges: RangeMap,
-    go: GoReader,
-    memory: ContainerMemory,
+    /// Those whose books are open, in the order of their numbers.
+    images: Vec<TracedImage>,
+    next_image: u32,
+    most_processes: usize,
+    family: Family,
+    /// Of the image of this number.
+    go: (u32, GoReader),
+    memory: (u32, ContainerMemory),
     own: Process,
     /// The kernel side's diagnostics, with `--verbose`.
     log: Option<LogReader>,
@@ -88,24 +102,30 @@ struct Session {
     rescan_after: Instant,
     /// When a notice that came too soon is followed.
     rescan_due: Option<Instant>,
+    /// The same, of `CLOCK_MONOTONIC`.
+    armed_ns: u64,
 }
 
 impl Session {
     /// Facts → plan → kernel side loaded, with the tables of what is mapped. Attaches nothing.
-    fn prepare(args: &RecordArgs, target: Target) -> Result<Self> {
+    fn prepare(args: &RecordArgs, mut target: Target) -> Result<Self> {
         let pid = target.process.pid();
         let host = gather_plain_host();
-        let mut space = AddressSpace::of(&target.process)?;
-        for warning in &space.mappings.warnings {
+        let mut tables = Tables::default();
+        let opened_ns = monotonic_ns();
+        let process = Process::open(pid)?;
+        let first = ImageNumber::first(1);
+        let mut image =
+            TracedImage::of(process, first, opened_ns, Came::AtStart, &host, &mut tables)?;
+        for warning in &image.space.mappings.warnings {
             warn(visible(warning));
         }
-        let mut planned = plan_for(&target.process, &space.mappings.files, &host);
+        let mut planned = plan_for(&target.process, &image.space.mappings.files, &host);
         let mut mmaps = Mmaps::from(args.mmap_source);
         mmaps.choose(&mut planned);
-        let has_allocator = planned.plan.probes.iter().any(|probe| probe.signature.is_simple());
-        if !has_allocator && planned.plan.system_calls {
+        if !planned.has_allocator() && planned.plan.system_calls {
             say("no allocator was found that can be probed: only what is mapped is traced");
-        } else if !has_allocator {
+        } else if !planned.has_allocator() {
             let comm = visible(&target.process.comm).into_owned();
             return Err(SessionError::NothingToProbe {
                 pid,
@@ -114,15 +134,20 @@ impl Session {
             }
             .into());
         }
-        let rows = u32::try_from(space.tables.rows().len()).unwrap_or(u32::MAX);
+        image.go_version = planned.go_version();
+        let rows = u32::try_from(tables.store.rows().len()).unwrap_or(u32::MAX);
         let defaults = KernelConfig::default();
+        if args.follow_forks && target.scope == Scope::One {
+            target.scope = Scope::Children;
+        }
+        let room = if target.scope == Scope::One { 1 } else { 2 };
         let mut kernel = Kernel::load(&KernelConfig {
             max_blocks: args.limits.max_blocks,
             max_stacks: args.limits.max_stacks,
             max_threads: args.limits.max_threads,
             ring_bytes: args.limits.ring_bytes,
-            // As much again for libraries that arrive later.
-            max_unwind_rows: rows.saturating_mul(2).max(defaults.max_unwind_rows),
+            // As much again for libraries that arrive later, and for other programs.
+            max_unwind_rows: rows.saturating_mul(2).max(defaults.max_unwind_rows) * room,
             verbose: args.verbose,
             ..defaults
         })?;
@@ -133,25 +158,23 @@ impl Session {
                 .ok(),
             false => None,
         };
-        space.publish(&mut kernel, pid)?;
-        let namespace = open_network_namespace(pid).unwrap_or_else(|reason| {
-            if !target.process.has_exited() {
-                warn(format_args!("{reason}: the Go profile is asked for from here"));
+        let mut family = Family::new(target.scope.clone());
+        family.add(pid, Came::AtStart, None);
+        family.traced(pid, 1);
+        kernel.add_member(pid, family.follows_children())?;
+        if family.follows_children() {
+            kernel.follow_forks()?;
+            if !kernel.knows_forks() {
+                warn(
+                    "the kernel's types (/sys/kernel/btf/vmlinux) cannot be read: new processes \
+                     are found by looking once a second",
+                );
             }
-            None
-        });
-        let profile = match args.go_profile_current {
-            true => GoProfile::Current,
-            false => GoProfile::Published,
-        };
-        let mut ranges = RangeMap::new(host.page_size_bytes);
-        if let Some(end) = space.heap_end {
-            ranges.set_break(end);
         }
-        Ok(Self {
-            ranges,
-            go: GoReader::new(args.go_profile.clone(), namespace).with_memory(pid, profile),
-            memory: ContainerMemory::of(pid, target.container.as_ref()),
+        image.space.publish(&mut kernel, pid, &mut tables)?;
+        let session = Self {
+            go: (1, go_reader(args, &target.process)),
+            memory: (pid, ContainerMemory::of(pid, target.container.as_ref())),
             own: Process::open(std::process::id())?,
             log,
             verbose: args.verbose,
@@ -159,29 +182,39 @@ impl Session {
             armed_at: Instant::now(),
             rescan_after: Instant::now(),
             rescan_due: None,
+            armed_ns: monotonic_ns(),
+            images: vec![image],
+            next_image: 2,
+            most_processes: args.limits.max_processes as usize,
+            family,
             target,
             host,
-            space,
+            tables,
             planned,
             probes: Probes::default(),
             mmaps,
             kernel,
-        })
+        };
+        Ok(session)
     }
 
     /// Attaches, arms, lets a command of our own go, says so.
     fn arm(&mut self, args: &RecordArgs, sink: Option<Sink>) -> Result<Recorder> {
         let pid = self.target.process.pid();
-        let blind = self.space.watch_loader(&mut self.kernel, pid)?;
+        let blind = match self.images.first() {
+            Some(image) => image.space.watch_loader(&mut self.kernel, pid)?,
+            None => None,
+        };
         self.probes.attach(&mut self.kernel, pid, &self.planned)?;
         // What came or went before the loader told of it.
-        self.rescan();
-        let mut probes = self.probes.take_new();
-        probes.not_probed.extend(self.space.mappings.unreadable.iter().cloned());
-        probes.not_probed.extend(self.space.without_table());
-        probes.not_probed.extend(blind);
-        if probes.attached.is_empty() {
-            let reasons = reasons(&probes.not_probed);
+        self.rescan(|_| true);
+        let unreadable = self.images.iter().flat_map(|image| &image.space.mappings.unreadable);
+        let unreadable: Vec<_> = unreadable.cloned().collect();
+        self.probes.not_probed(unreadable);
+        self.probes.not_probed(self.tables.failures());
+        self.probes.not_probed(blind);
+        if self.probes.count() == 0 {
+            let reasons = reasons(&self.probes.take_new().not_probed);
             return Err(match self.target.process.has_exited() {
                 true => SessionError::ExitedEarly { pid },
                 false if self.probes.any_denied() => SessionError::AttachDenied { pid, reasons },
@@ -189,24 +222,35 @@ impl Session {
             }
             .into());
         }
+        for other in std::mem::take(&mut self.target.others) {
+            self.meet(other, Came::AtStart, None);
+        }
+        self.start_ready();
+        let probes = self.probes.take_new();
         if self.verbose {
             explain(&probes);
         }
         self.kernel.arm()?;
         self.armed_at = Instant::now();
+        self.armed_ns = monotonic_ns();
         let count = probes.attached.len();
         let recorder = Recorder::start(&self.header(args, probes), sink, self.armed_at)?;
         if let Some(spawned) = &mut self.target.spawned {
             spawned.resume()?;
         }
         let comm = visible(&self.target.process.comm);
-        say(format_args!("tracing PID {pid} ({comm}) ({count} probes armed)"));
+        let others = match self.images.len() - 1 {
+            0 => String::new(),
+            1 => " and 1 other process".to_owned(),
+            others => format!(" and {others} other processes"),
+        };
+        say(format_args!("tracing PID {pid} ({comm}){others} ({count} probes armed)"));
         Ok(recorder)
     }
 
     fn header(&self, args: &RecordArgs, probes: ProbeReport) -> Header {
         let process = &self.target.process;
-        let go = self.planned.objects.objects.iter().filter_map(|object| object.elf.go.as_ref());
+        let first = self.images.first();
         Header {
             schema: SCHEMA_VERSION,
             memtrace: env!("CARGO_PKG_VERSION").to_owned(),
@@ -224,8 +268,8 @@ impl Session {
                 executable: process.executable.clone(),
                 command_line: process.command_line.clone(),
                 container: self.target.container.clone(),
-                go_version: go.filter_map(|go| go.version.clone()).next(),
-                objects: self.space.objects.clone(),
+                go_version: first.and_then(|image| image.go_version.clone()),
+                objects: first.map(|image| image.space.objects.clone()).unwrap_or_default(),
             },
             probes,
         }
@@ -271,37 +315,51 @@ impl Session {
         let notices = unsafe { AsyncFd::register(self.kernel.ring_descriptor()?) }
             .context("failed to watch the ring")?;
         let mut progress = Progress::new();
+        let mut main_runs = true;
         let ended = loop {
             let due = self.rescan_due;
             tokio::select! {
                 biased;
                 event = signals.event() => match event {
                     Event::End(reason) => break reason.to_owned(),
-                    Event::Mark(name) => self.take(recorder, Some(name), None).await?,
+                    Event::Mark(name) => self.take(args, recorder, Some(name), None).await?,
                 },
                 () = &mut end => break "the duration is over".to_owned(),
-                _ = exit.readable() => break "the process exited".to_owned(),
-                told = notices.readable() => {
-                    told.context("failed to wait for the ring")?.clear_ready();
-                    if let Some(reason) = self.drain() {
+                _ = exit.readable(), if main_runs => {
+                    main_runs = false;
+                    self.drain();
+                    if let Some(reason) = self.over(args) {
                         break reason;
                     }
                 }
-                () = at(due) => self.rescan(),
-                () = next_snapshot(&mut snapshots) => self.take(recorder, None, None).await?,
+                told = notices.readable() => {
+                    told.context("failed to wait for the ring")?.clear_ready();
+                    self.drain();
+                    if let Some(reason) = self.over(args) {
+                        break reason;
+                    }
+                }
+                () = at(due) => self.rescan(|_| true),
+                () = next_snapshot(&mut snapshots) => self.take(args, recorder, None, None).await?,
                 asked = next_request(&mut control) => {
-                    if self.obey(recorder, asked).await? {
+                    if self.obey(args, recorder, asked).await? {
                         break "stopped over the control socket".to_owned();
                     }
                 }
                 _ = rescan.tick() => {
-                    self.rescan();
+                    self.look(args).await;
+                    self.rescan(|_| true);
+                    self.close_ended(recorder)?;
                     self.show(&mut progress, args)?;
                 }
                 _ = drain.tick() => {
-                    if let Some(reason) = self.drain() {
+                    self.drain();
+                    self.start_ready();
+                    if let Some(reason) = self.over(args) {
                         break reason;
                     }
+                    let young = monotonic_ns().saturating_sub(YOUNG_NS);
+                    self.rescan(|image| image.opened_ns > young && image.number > 1);
                 }
             }
         };
@@ -310,7 +368,12 @@ impl Session {
     }
 
     /// Does what was asked for over the control socket; whether that is to stop.
-    async fn obey(&mut self, recorder: &mut Recorder, asked: Asked) -> Result<bool> {
+    async fn obey(
+        &mut self,
+        args: &RecordArgs,
+        recorder: &mut Recorder,
+        asked: Asked,
+    ) -> Result<bool> {
         let Asked { request, answer } = asked;
         let mark = match request {
             Request::Stop => {
@@ -322,13 +385,13 @@ impl Session {
             Request::Snapshot => None,
         };
         let number = recorder.snapshots();
-        self.take(recorder, mark, None).await?;
+        self.take(args, recorder, mark, None).await?;
         let _ = answer.send(format!("ok snapshot {number}"));
         Ok(false)
     }
 
-    /// Applies what the ring holds; the reason to end, where there is one.
-    fn drain(&mut self) -> Option<String> {
+    /// Applies what the ring holds, and notices who has ended.
+    fn drain(&mut self) {
         if let Some(log) = &mut self.log {
             log.flush();
         }
@@ -336,58 +399,258 @@ impl Session {
             true => self.kernel.drain_ring_fully(),
             false => self.kernel.drain_ring(),
         };
-        let pid = self.target.process.pid();
-        for event in drained.ranges.iter().filter(|event| event.tgid == pid) {
-            if let Some(event) = range_event(event) {
-                self.ranges.apply(&event);
+        for seen in &drained.ranges {
+            if let Some(event) = range_event(seen)
+                && let Some(image) = self.images.iter_mut().find(|it| it.number == seen.image)
+            {
+                image.ranges.apply(&event);
             }
         }
-        let mut ended = None;
-        let mut changed = false;
+        let mut changed = Vec::new();
         for notice in drained.notices {
             match notice {
-                Notice::Exec { tgid } if tgid == pid => {
-                    ended = Some("the process replaced its program (exec)".to_owned());
+                Notice::Exec { tgid, time_ns } => self.executed(tgid, time_ns),
+                Notice::Fork { tgid, parent, time_ns } => {
+                    let parent = self.running(parent).map_or(0, |image| image.number);
+                    // The kernel side made it a member.
+                    self.family.add(tgid, Came::Forked { parent }, Some(time_ns));
                 }
                 Notice::UnknownMapping { tgid, .. } | Notice::MappingsChanged { tgid } => {
-                    changed |= tgid == pid;
+                    changed.push(tgid);
                 }
-                // The pidfd tells when the whole process is gone.
-                Notice::Exec { .. } | Notice::Exit { .. } => {}
+                // Of those that are traced the pidfd tells when all threads are gone.
+                Notice::Exit { tgid } if self.running(tgid).is_none() => {
+                    self.family.ended(tgid);
+                }
+                Notice::Exit { .. } => {}
             }
         }
-        if changed {
+        if !changed.is_empty() {
             match Instant::now() < self.rescan_after {
                 true => self.rescan_due = Some(self.rescan_after),
-                false => self.rescan(),
+                false => self.rescan(|image| changed.contains(&image.pid())),
             }
         }
-        ended
+        let elapsed_ns = as_ns(self.armed_at.elapsed());
+        for image in self.images.iter_mut().filter(|image| image.ended.is_none()) {
+            if image.process.has_exited() {
+                image.ended = Some((Ended::Exited, elapsed_ns));
+                self.family.ended(image.pid());
+                self.kernel.remove_member(image.pid());
+                // Its row would be in the way of nobody but a process that gets its pid.
+                let _ = self.kernel.remove_process(image.pid());
+            }
+        }
+    }
+
+    fn running(&self, pid: u32) -> Option<&TracedImage> {
+        self.images.iter().find(|image| image.pid() == pid && image.ended.is_none())
+    }
+
+    /// The process runs another program since then: the books of the old one stand as they are.
+    fn executed(&mut self, pid: u32, time_ns: u64) {
+        let of_old = |image: &&mut TracedImage| image.pid() == pid && image.ended.is_none();
+        match self.images.iter_mut().find(of_old) {
+            // What is traced there is the new program already.
+            Some(image) if image.opened_ns > time_ns => return,
+            Some(image) => {
+                image.ended = Some((Ended::Replaced, time_ns.saturating_sub(self.armed_ns)));
+                let _ = self.kernel.remove_process(pid);
+                self.kernel.detach_loader(pid);
+            }
+            None => {}
+        }
+        self.family.executed(pid, time_ns);
+    }
+
+    /// One more process of the target.
+    fn meet(&mut self, pid: u32, came: Came, since_ns: Option<u64>) {
+        if pid == std::process::id() {
+            // Its own allocations would be part of what it does about them.
+            return;
+        }
+        if self.family.add(pid, came, since_ns)
+            && let Err(error) = self.kernel.add_member(pid, true)
+        {
+            warn(format_args!("{error:#}"));
+        }
+    }
+
+    /// Attaches to who is ready.
+    fn start_ready(&mut self) {
+        for ready in self.family.ready() {
+            if let Err((comm, reason)) = self.start(ready) {
+                if self.verbose {
+                    let (comm, reason) = (visible(&comm), visible(&reason));
+                    say(format_args!("not traced (yet): {} ({comm}): {reason}", ready.pid));
+                }
+                self.family.refuse(ready.pid, comm, reason);
+            }
+        }
+    }
+
+    /// The books of one more image. `Err`: the process's name, and why not (yet).
+    fn start(&mut self, ready: Ready) -> Result<(), (String, String)> {
+        let Ready { pid, came, since_ns } = ready;
+        let opened_ns = monotonic_ns();
+        let process = Process::open(pid).map_err(|error| (String::new(), error.to_string()))?;
+        let comm = process.comm.clone();
+        let refuse = |reason: String| (comm.clone(), reason);
+        let running = self.images.iter().filter(|image| image.is_running()).count();
+        if running >= self.most_processes {
+            let most = self.most_processes;
+            return Err(refuse(format!("{most} processes are traced already (--max-processes)")));
+        }
+        let parent = match came {
+            Came::Forked { parent } => parent,
+            _ => 0,
+        };
+        let number = ImageNumber { number: self.next_image, parent };
+        let mut image =
+            TracedImage::of(process, number, opened_ns, came, &self.host, &mut self.tables)
+                .map_err(|error| refuse(format!("{error:#}")))?;
+        let mut planned = plan_for(&image.process, &image.space.mappings.files, &self.host);
+        self.mmaps.keep(&mut planned);
+        let by_kernel = self.mmaps.are_in_kernel();
+        if !planned.has_allocator() && !by_kernel {
+            return Err(refuse("no allocator function of it can be probed".to_owned()));
+        }
+        self.next_image += 1;
+        image.go_version = planned.go_version();
+        // Its calls count from the moment at which every probe stands: an entry whose return is not
+        // probed yet would be a call that never returns.
+        match image.space.watch_loader(&mut self.kernel, pid) {
+            Ok(blind) => self.probes.not_probed(blind),
+            Err(error) => return Err(refuse(format!("{error:#}"))),
+        }
+        let begun = self.probes.attach(&mut self.kernel, pid, &planned).and_then(|standing| {
+            if standing > 0 || by_kernel {
+                image.space.publish(&mut self.kernel, pid, &mut self.tables)?;
+            }
+            Ok(standing)
+        });
+        match begun {
+            Ok(standing) if standing > 0 || by_kernel => {}
+            begun => {
+                let _ = self.kernel.remove_process(pid);
+                let reason = match begun {
+                    Ok(_) => "not one probe could be attached".to_owned(),
+                    Err(error) => format!("{error:#}"),
+                };
+                return Err(refuse(reason));
+            }
+        }
+        self.probes.not_probed(image.space.mappings.unreadable.iter().cloned());
+        if came != Came::AtStart {
+            let armed_ns = monotonic_ns();
+            image.armed_elapsed_ns = armed_ns.saturating_sub(self.armed_ns);
+            let since_ns = since_ns.unwrap_or_else(|| image.process.started_ns());
+            image.unseen_ns = Some(armed_ns.saturating_sub(since_ns));
+        }
+        self.family.traced(pid, image.number);
+        self.images.push(image);
+        Ok(())
+    }
+
+    /// Who joined the target without being forked by it, and who went unnoticed.
+    async fn look(&mut self, args: &RecordArgs) {
+        if args.follow
+            && self.is_over()
+            && let Ok(Some(group)) = find_group(&args.target).await
+        {
+            self.family.scope = group.scope;
+            for pid in group.all {
+                self.meet(pid, Came::Found, None);
+            }
+        }
+        for pid in self.family.look() {
+            self.meet(pid, Came::Found, None);
+        }
+        for pid in self.family.untraced_pids() {
+            if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
+                self.family.ended(pid);
+                self.kernel.remove_member(pid);
+            }
+        }
+    }
+
+    /// Nothing of the target is traced or about to be.
+    fn is_over(&self) -> bool {
+        !self.images.iter().any(TracedImage::is_running) && !self.family.has_waiting()
+    }
+
+    /// The reason to end, where there is one.
+    fn over(&self, args: &RecordArgs) -> Option<String> {
+        if args.follow || !self.is_over() {
+            return None;
+        }
+        let last = self.images.iter().max_by_key(|image| image.ended.map(|(_, at)| at));
+        Some(match last.and_then(|image| image.ended) {
+            Some((Ended::Replaced, _)) => {
+                "the process replaced its program (exec) by one that cannot be traced".to_owned()
+            }
+            _ if self.next_image > 2 => "all traced processes exited".to_owned(),
+            _ => "the process exited".to_owned(),
+        })
+    }
+
+    /// Closes the books of what has ended while others go on: they are in the recording then, and
+    /// their room in the kernel side is free.
+    fn close_ended(&mut self, recorder: &mut Recorder) -> Result<()> {
+        if self.is_over() || self.images.iter().all(|image| image.ended.is_none()) {
+            return Ok(());
+        }
+        let numbers: Vec<u32> =
+            self.images.iter().filter(|it| it.ended.is_some()).map(|it| it.number).collect();
+        let mut books = self.kernel.snapshot(Some(recorder.min_age_ns()))?;
+        self.drain();
+        self.learn(recorder)?;
+        let (ended, open): (Vec<_>, Vec<_>) = std::mem::take(&mut self.images)
+            .into_iter()
+            .partition(|image| numbers.contains(&image.number));
+        self.images = open;
+        recorder.close(&mut books, ended);
+        self.kernel.forget_images(&numbers)?;
+        if self.kernel.links() > MOST_DEAD_LINKS {
+            let images = &self.images;
+            self.kernel.detach_ended(|pid| !images.iter().any(|image| image.pid() == pid));
+        }
+        Ok(())
+    }
+
+    /// Tells the recorder what came since the last time.
+    fn learn(&mut self, recorder: &mut Recorder) -> Result<()> {
+        let stacks = self.kernel.new_stacks().context("failed to read the stacks")?;
+        // Whose the code is that they met.
+        self.rescan(|_| true);
+        let images = &self.images;
+        let stacks = stacks.into_iter().map(|mut stored| {
+            if let Some(image) = images.iter().find(|image| image.number == stored.image) {
+                image.space.symbolizer.own_unknown(&mut stored.stack.frames, stored.changes);
+            }
+            stored.stack
+        });
+        let stacks: Vec<StackDef> = stacks.collect();
+        recorder.learn(&mut self.images, self.probes.take_new(), stacks);
+        Ok(())
     }
 
     /// Libraries that arrived get their unwind tables and their probes. That a process is gone is
     /// no error here.
-    fn rescan(&mut self) {
+    fn rescan(&mut self, which: impl Fn(&TracedImage) -> bool) {
         let before = thread_cpu_time();
         self.rescan_due = None;
-        if let Err(error) = self.follow_mappings()
-            && !self.target.process.has_exited()
-        {
-            warn(format_args!("{error:#}"));
+        let Self { images, kernel, tables, probes, mmaps, host, .. } = self;
+        for image in images.iter_mut().filter(|image| image.ended.is_none() && which(image)) {
+            let followed = follow_mappings(image, kernel, tables, probes, mmaps, host);
+            if let Err(error) = followed
+                && !image.process.has_exited()
+            {
+                warn(format_args!("{error:#}"));
+            }
         }
         let took = thread_cpu_time().saturating_sub(before);
         self.rescan_after = Instant::now() + took * RESCAN_PAUSES;
-    }
-
-    fn follow_mappings(&mut self) -> Result<()> {
-        let process = &self.target.process;
-        let Some(files) = self.space.follow(process, &mut self.kernel)? else { return Ok(()) };
-        if files.is_empty() {
-            return Ok(());
-        }
-        let mut planned = plan_for(process, &files, &self.host);
-        self.mmaps.keep(&mut planned);
-        self.probes.attach(&mut self.kernel, process.pid(), &planned)
     }
 
     /// Lets the calls in progress return, so that the last snapshot is of one instant.
@@ -401,6 +664,7 @@ impl Session {
     /// Reads everything and records one snapshot.
     async fn take(
         &mut self,
+        args: &RecordArgs,
         recorder: &mut Recorder,
         mark: Option<String>,
         ended: Option<String>,
@@ -408,45 +672,57 @@ impl Session {
         let kernel =
             self.kernel.snapshot_by_birth(Some(recorder.min_age_ns()), recorder.births())?;
         self.drain();
-        let pid = self.target.process.pid();
-        let exited = || Known::unknown("the process has exited");
-        let process = match self.target.process.memory() {
-            _ if self.target.process.has_exited() => exited(),
-            Ok(memory) => Known::Value(memory),
-            Err(error) => Known::unknown(error.to_string()),
-        };
-        let go = match self.target.process.has_exited() {
-            true => Known::unknown("the process has exited"),
-            false => self.go.read(&self.space.mappings.files, || ports_of(pid)).await,
-        };
-        let memory = match self.target.process.has_exited() {
-            true => exited_memory(),
-            false => Known::Value(self.memory.read(&go, ended.is_some()).await),
-        };
-        let stacks = self.kernel.new_stacks().context("failed to read the stacks")?;
-        // Whose the code is that they met.
-        self.rescan();
-        let stacks = stacks.into_iter().map(|mut stored| {
-            self.space.symbolizer.own_unknown(&mut stored.stack.frames, stored.changes);
-            stored.stack
-        });
-        let stacks = stacks.collect();
+        let processes = self
+            .images
+            .iter()
+            .map(|image| match image.process.memory() {
+                _ if image.process.has_exited() => Known::unknown("the process has exited"),
+                _ if !image.is_running() => Known::unknown("the process runs another program"),
+                Ok(memory) => Known::Value(memory),
+                Err(error) => Known::unknown(error.to_string()),
+            })
+            .collect();
+        let (go, memory) = self.go_and_memory(args, ended.is_some()).await;
+        self.learn(recorder)?;
         let readings = Readings {
             hits: self.probes.of_attached(&kernel.hits),
-            new_probes: self.probes.take_new(),
             kernel,
-            new_stacks: stacks,
             cost: self.kernel.own_cost()?,
             go,
-            process,
+            processes,
             memory,
-            memory_cost: self.memory.cost(),
+            memory_cost: self.memory.1.cost(),
             own_memory: self.own.memory()?.rss,
+            untraced: self.family.untraced(),
             ended,
             mark,
         };
-        recorder.take(readings, &mut self.space, &self.ranges);
+        recorder.take(readings, &self.images, &self.tables);
         Ok(())
+    }
+
+    /// The Go runtime's books of the first Go program that runs, and the container's memory.
+    async fn go_and_memory(
+        &mut self,
+        args: &RecordArgs,
+        last: bool,
+    ) -> (Known<GoBooks>, Known<Facts>) {
+        let running = || self.images.iter().filter(|image| image.is_running());
+        let chosen = running().find(|image| image.go_version.is_some()).or(running().next());
+        let Some(image) = chosen else {
+            return (Known::unknown("the process has exited"), exited_memory());
+        };
+        let pid = image.pid();
+        if self.go.0 != image.number {
+            self.go = (image.number, go_reader(args, &image.process));
+        }
+        let go = self.go.1.read(&image.space.mappings.files, || ports_of(pid)).await;
+        if self.memory.0 != pid {
+            let container = self.target.container.as_ref();
+            self.memory = (pid, ContainerMemory::of(pid, container));
+        }
+        let memory = Known::Value(self.memory.1.read(&go, last).await);
+        (go, memory)
     }
 
     fn show(&mut self, progress: &mut Progress, args: &RecordArgs) -> Result<()> {
@@ -504,6 +780,38 @@ async fn at(instant: Option<Instant>) {
         Some(instant) => tokio::time::sleep_until(instant.into()).await,
         None => std::future::pending().await,
     }
+}
+
+fn follow_mappings(
+    image: &mut TracedImage,
+    kernel: &mut Kernel,
+    tables: &mut Tables,
+    probes: &mut Probes,
+    mmaps: &Mmaps,
+    host: &HostFacts,
+) -> Result<()> {
+    let Some(files) = image.arrived(kernel, tables)? else { return Ok(()) };
+    if files.is_empty() {
+        return Ok(());
+    }
+    let mut planned = plan_for(&image.process, &files, host);
+    mmaps.keep(&mut planned);
+    probes.attach(kernel, image.pid(), &planned).map(drop)
+}
+
+fn go_reader(args: &RecordArgs, process: &Process) -> GoReader {
+    let pid = process.pid();
+    let namespace = open_network_namespace(pid).unwrap_or_else(|reason| {
+        if !process.has_exited() {
+            warn(format_args!("{reason}: the Go profile is asked for from here"));
+        }
+        None
+    });
+    let profile = match args.go_profile_current {
+        true => GoProfile::Current,
+        false => GoProfile::Published,
+    };
+    GoReader::new(args.go_profile.clone(), namespace).with_memory(pid, profile)
 }
 
 fn exited_memory() -> Known<Facts> {

@@ -2,38 +2,43 @@
 //! aside for the report at the end. No snapshot stays in memory, so memtrace's own memory does not
 //! grow with their number.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 use memtrace_common::counters::{Loss, Tally};
 
 use super::explain::MemoryCost;
+use super::image::TracedImage;
 use super::outputs::Sink;
 use super::say::warn;
-use super::space::AddressSpace;
+use super::space::Tables;
 use super::spool::{Spool, Tee};
 use crate::kernel::{KernelCost, KernelSnapshot, monotonic_ns};
 use crate::outstanding::cohorts::Intervals;
-use crate::outstanding::ranges::RangeMap;
+use crate::outstanding::frames::CodeAddress;
+use crate::outstanding::ranges::RangeAnomalies;
 use crate::snapshot::facts::Facts;
 use crate::snapshot::file::{
     Completeness, FileError, ReadLimits, RecordingWriter, read_recording_within,
 };
 use crate::snapshot::{
-    AddressNames, AttachedProbe, Cohorts, GoBooks, Header, Known, Name, Native, Object, OwnCost,
-    ProbeReport, ProcessMemory, RangeOwner, Recording, Snapshot, StackDef,
+    AddressNames, AttachedProbe, ClosedImage, CohortRow, Cohorts, GoBooks, Header, ImageBooks,
+    ImageTotals, Known, Name, Native, Object, OwnCost, ProbeReport, ProcessMemory, Range,
+    RangeOwner, Recording, Snapshot, StackDef, StackTotals, Untraced,
 };
 use crate::stacks::frames::range_owner;
 use crate::stacks::text::demangle;
 
 pub struct Recorder {
-    pid: u32,
     min_age_ns: u64,
     writer: RecordingWriter<Tee>,
     snapshots: u32,
-    /// Mapped objects that the recording knows.
+    /// Mapped objects that the recording knows; those of the first image stand in its header.
     objects: usize,
+    first_objects: usize,
+    /// All so far.
+    attached: Vec<AttachedProbe>,
     /// Where it goes, for messages.
     file: String,
     /// Why the file was given up.
@@ -44,20 +49,34 @@ pub struct Recorder {
     /// Into which the lives of blocks are cut, of the kernel side's clock.
     intervals: Intervals,
     /// By address; what is in here is in the recording, too.
-    names: HashMap<u64, Vec<Name>>,
+    names: HashMap<CodeAddress, Vec<Name>>,
     /// The probed function by the address of its entry site: the leaf of every stack.
-    probed: HashMap<u64, String>,
+    probed: HashMap<CodeAddress, String>,
     /// Of the stacks in which the Go runtime or an allocator maps memory for itself.
     range_owners: HashMap<u64, RangeOwner>,
+    pending: Pending,
+}
+
+/// What the next snapshot brings along.
+#[derive(Default)]
+struct Pending {
+    objects: Vec<Object>,
+    stacks: Vec<StackDef>,
+    names: Vec<AddressNames>,
+    probes: ProbeReport,
+    images: Vec<crate::snapshot::Image>,
+    closed: Vec<ClosedImage>,
+    /// Of images whose books are closed.
+    anomalies: Vec<RangeAnomalies>,
 }
 
 /// All that one snapshot is made of.
 pub struct Readings {
     pub kernel: KernelSnapshot,
-    pub new_stacks: Vec<StackDef>,
     pub cost: KernelCost,
     pub go: Known<GoBooks>,
-    pub process: Known<ProcessMemory>,
+    /// Of each open image, in their order.
+    pub processes: Vec<Known<ProcessMemory>>,
     pub memory: Known<Facts>,
     pub memory_cost: MemoryCost,
     /// memtrace's own resident memory, bytes.
@@ -66,8 +85,7 @@ pub struct Readings {
     pub ended: Option<String>,
     /// Of attached probes, in their order.
     pub hits: Vec<u64>,
-    /// Attached since the last snapshot.
-    pub new_probes: ProbeReport,
+    pub untraced: Untraced,
     /// The name of the phase that begins here.
     pub mark: Option<String>,
 }
@@ -82,23 +100,22 @@ impl Recorder {
             return Err(FileError::Write(source))
                 .with_context(|| format!("failed to start the recording in {file}"));
         }
-        let (names, range_owners) = (HashMap::new(), HashMap::new());
-        let Header { probes, tracee, .. } = header;
-        let probed = probed_functions(&probes.attached, &tracee.objects).collect();
         Ok(Self {
-            pid: tracee.id.pid,
             min_age_ns: header.min_age_ns,
             writer,
             snapshots: 0,
-            objects: tracee.objects.len(),
+            first_objects: header.tracee.objects.len(),
+            objects: header.tracee.objects.len(),
+            attached: header.probes.attached.clone(),
             file,
             failed: None,
             armed,
             armed_monotonic_ns: monotonic_ns().saturating_sub(as_ns(armed.elapsed())),
             intervals: Intervals::default(),
-            names,
-            probed,
-            range_owners,
+            names: HashMap::new(),
+            probed: HashMap::new(),
+            range_owners: HashMap::new(),
+            pending: Pending::default(),
         })
     }
 
@@ -116,17 +133,108 @@ impl Recorder {
         self.snapshots
     }
 
-    /// Names new stacks, composes the snapshot, appends it to the recording.
-    pub fn take(&mut self, readings: Readings, space: &mut AddressSpace, ranges: &RangeMap) {
-        let new_probes = probed_functions(&readings.new_probes.attached, &space.objects);
-        self.probed.extend(new_probes);
-        let new_names = self.name(space, &readings.new_stacks);
-        let new_objects = space.objects.get(self.objects..).unwrap_or_default();
+    /// Takes what came since the last time: images, their objects, probes; and names new stacks.
+    pub fn learn(
+        &mut self,
+        images: &mut [TracedImage],
+        new_probes: ProbeReport,
+        new_stacks: Vec<StackDef>,
+    ) {
+        self.attached.extend_from_slice(&new_probes.attached);
+        self.pending.probes.attached.extend(new_probes.attached);
+        self.pending.probes.not_probed.extend(new_probes.not_probed);
+        for image in images.iter_mut() {
+            if !image.is_told {
+                image.is_told = true;
+                self.pending.images.push(image.definition());
+            }
+            let known = image.objects_told.len();
+            for object in image.space.objects.get(known..).unwrap_or_default() {
+                // Those of the first image stand in the header already.
+                let position = image.objects_told.len();
+                let at = if image.number == 1 && position < self.first_objects {
+                    position
+                } else {
+                    self.pending.objects.push(object.clone());
+                    self.objects += 1;
+                    self.objects - 1
+                };
+                image.objects_told.push(u32::try_from(at).unwrap_or(u32::MAX));
+            }
+            let number = image.number;
+            let probed = probed_functions(self.attached.iter(), &image.space.objects);
+            self.probed.extend(
+                probed.map(|(address, name)| (CodeAddress { image: number, address }, name)),
+            );
+            let own: Vec<&StackDef> =
+                new_stacks.iter().filter(|stack| stack.image == number).collect();
+            let names = self.name(image, &own);
+            self.pending.names.extend(names);
+        }
+        self.pending.stacks.extend(new_stacks);
+    }
 
+    /// Closes the books of images that have ended while others go on: their last state.
+    pub fn close(&mut self, kernel: &mut KernelSnapshot, ended: Vec<TracedImage>) {
+        for image in ended {
+            let Some((how, elapsed_ns)) = image.ended else { continue };
+            let found = kernel.processes.iter_mut().find(|it| it.image == image.number);
+            self.pending.closed.push(ClosedImage {
+                image: image.number,
+                how,
+                elapsed_ns,
+                stacks: found.map(|it| std::mem::take(&mut it.stacks)).unwrap_or_default(),
+                ranges: self.ranges_of(&image, kernel.monotonic_ns),
+            });
+            self.pending.anomalies.push(image.ranges.anomalies());
+        }
+    }
+
+    fn ranges_of(&self, image: &TracedImage, now_ns: u64) -> Vec<Range> {
+        let owner = |stack| self.range_owners.get(&stack).copied();
+        let mut ranges = image.ranges.ranges(now_ns, &owner);
+        ranges.iter_mut().for_each(|range| range.image = image.number);
+        ranges
+    }
+
+    /// Composes the snapshot, appends it to the recording.
+    pub fn take(&mut self, readings: Readings, images: &[TracedImage], tables: &Tables) {
         let kernel = readings.kernel;
-        let of_process = kernel.processes.into_iter().find(|process| process.tgid == self.pid);
-        let (stacks, cohorts) =
-            of_process.map(|process| (process.stacks, process.cohorts)).unwrap_or_default();
+        let mut stacks: BTreeMap<u64, StackTotals> = BTreeMap::new();
+        let mut cohorts: BTreeMap<(u64, u32), CohortRow> = BTreeMap::new();
+        let mut books = Vec::with_capacity(images.len());
+        for (image, memory) in images.iter().zip(&readings.processes) {
+            let of_image = kernel.processes.iter().find(|it| it.image == image.number);
+            let rows = of_image.map_or(&[][..], |it| &it.stacks);
+            books.push(ImageBooks {
+                image: image.number,
+                totals: ImageTotals::of(rows),
+                memory: memory.clone(),
+                ended: !image.is_running(),
+            });
+            for row in rows {
+                // The reserved stacks are of all images.
+                stacks.entry(row.stack).and_modify(|sum| add_row(sum, row)).or_insert(*row);
+            }
+            for row in of_image.map_or(&[][..], |it| &it.cohorts) {
+                let empty = CohortRow { bytes: 0, blocks: 0, ..*row };
+                let sum = cohorts.entry((row.stack, row.cohort)).or_insert(empty);
+                sum.bytes = sum.bytes.saturating_add(row.bytes);
+                sum.blocks = sum.blocks.saturating_add(row.blocks);
+            }
+        }
+        let anomalies = images.iter().map(|image| image.ranges.anomalies());
+        let anomalies: Vec<_> = anomalies.chain(self.pending.anomalies.iter().cloned()).collect();
+        let mut losses = labelled(Loss::ALL, &kernel.losses, Loss::label);
+        for (at, (label, ..)) in RangeAnomalies::default().counters().iter().enumerate() {
+            let counts = anomalies.iter().map(|anomalies| anomalies.counters()[at].1);
+            losses.push(((*label).to_owned(), counts.sum()));
+        }
+        let Pending {
+            objects, stacks: new_stacks, names, probes, images: new_images, closed, ..
+        } = std::mem::take(&mut self.pending);
+        self.pending.anomalies = anomalies.into_iter().skip(images.len()).collect();
+        let now_ns = kernel.monotonic_ns;
         // As the blocks were counted: the interval that ends with this reading is the last one.
         let since_armed = |at: u64| at.saturating_sub(self.armed_monotonic_ns);
         let ends = self.intervals.ends_ns().iter().chain([&kernel.monotonic_ns]);
@@ -138,39 +246,38 @@ impl Recorder {
             moving: kernel.moving,
             read_ns: kernel.read_ns,
             native: Native {
-                stacks,
-                ranges: ranges
-                    .ranges(kernel.monotonic_ns, &|stack| self.range_owners.get(&stack).copied()),
-                losses: labelled(Loss::ALL, &kernel.losses, Loss::label)
-                    .into_iter()
-                    .chain(ranges.anomalies().counters().map(|line| (line.0.to_owned(), line.1)))
-                    .collect(),
+                stacks: stacks.into_values().collect(),
+                ranges: images.iter().flat_map(|image| self.ranges_of(image, now_ns)).collect(),
+                losses,
                 tallies: labelled(Tally::ALL, &kernel.tallies, Tally::label),
                 hits: readings.hits,
                 ages_at_ns: since_armed(kernel.monotonic_ns),
-                cohorts: Cohorts { ends_ns, rows: cohorts },
+                cohorts: Cohorts { ends_ns, rows: cohorts.into_values().collect() },
             },
             go: readings.go,
-            process: readings.process,
+            process: together(&readings.processes),
             own: OwnCost {
                 probe_hits: readings.cost.probe_hits,
                 bpf_time_ns: readings.cost.bpf_time_ns,
                 kernel_memory_bytes: readings.cost.kernel_memory_bytes,
                 user_memory_bytes: readings.own_memory,
                 user_cpu_ns: own_cpu_ns(),
-                unwind_rows: space.tables.stats().rows,
-                unwind_build_ns: as_ns(space.tables.stats().build),
+                unwind_rows: tables.store.stats().rows,
+                unwind_build_ns: as_ns(tables.store.stats().build),
                 container_read_ns: as_ns(readings.memory_cost.whole),
                 heap_read_ns: readings.memory_cost.heap.map(as_ns),
             },
             ended: readings.ended,
-            new_probes: readings.new_probes,
+            new_probes: probes,
             memory: readings.memory,
+            new_images,
+            images: books,
+            closed,
+            untraced: readings.untraced,
             mark: readings.mark,
         };
         self.intervals.snapshot_at(kernel.monotonic_ns);
-        let appended = self.writer.append(new_objects, &readings.new_stacks, &new_names, &snapshot);
-        self.objects = space.objects.len();
+        let appended = self.writer.append(&objects, &new_stacks, &names, &snapshot);
         self.snapshots = self.snapshots.saturating_add(1);
         let failure = self.writer.output().take_failure().map(FileError::Write);
         if let Some(error) = appended.err().or(failure) {
@@ -219,19 +326,24 @@ impl Recorder {
         Ok((recording, written))
     }
 
-    /// The names that these stacks need and the recording lacks.
-    fn name(&mut self, space: &mut AddressSpace, stacks: &[StackDef]) -> Vec<AddressNames> {
+    /// The names that these stacks of an image need and the recording lacks.
+    fn name(&mut self, image: &mut TracedImage, stacks: &[&StackDef]) -> Vec<AddressNames> {
+        let number = image.number;
+        let at = |address| CodeAddress { image: number, address };
         let frames = stacks.iter().map(|stack| stack.frames.as_slice());
-        let mut new_names = space.symbolizer.name_stacks(frames);
-        new_names.retain(|names| !self.names.contains_key(&names.address));
+        let mut new_names = image.space.symbolizer.name_stacks(frames);
+        new_names.retain(|names| !self.names.contains_key(&at(names.address)));
         for names in &mut new_names {
-            if let Some(function) = self.probed.get(&names.address) {
+            names.image = number;
+            let object = names.object.and_then(|object| image.objects_told.get(object as usize));
+            names.object = object.copied();
+            if let Some(function) = self.probed.get(&at(names.address)) {
                 name_as_probed(&mut names.names, function);
             }
-            self.names.insert(names.address, names.names.clone());
+            self.names.insert(at(names.address), names.names.clone());
         }
         for stack in stacks {
-            let names = stack.frames.iter().filter_map(|address| self.names.get(address)).flatten();
+            let names = stack.addresses().filter_map(|at| self.names.get(&at)).flatten();
             if let Some(owner) = range_owner(names) {
                 self.range_owners.insert(stack.id, owner);
             }
@@ -240,12 +352,51 @@ impl Recorder {
     }
 }
 
+fn add_row(sum: &mut StackTotals, row: &StackTotals) {
+    sum.allocated_bytes = sum.allocated_bytes.saturating_add(row.allocated_bytes);
+    sum.allocated_blocks = sum.allocated_blocks.saturating_add(row.allocated_blocks);
+    sum.freed_bytes = sum.freed_bytes.saturating_add(row.freed_bytes);
+    sum.freed_blocks = sum.freed_blocks.saturating_add(row.freed_blocks);
+    let Some(live) = row.live else { return };
+    let Some(all) = &mut sum.live else {
+        sum.live = Some(live);
+        return;
+    };
+    let youngest = match (all.blocks, live.blocks) {
+        (0, _) => live.youngest_age_ns,
+        (_, 0) => all.youngest_age_ns,
+        _ => all.youngest_age_ns.min(live.youngest_age_ns),
+    };
+    all.bytes = all.bytes.saturating_add(live.bytes);
+    all.blocks = all.blocks.saturating_add(live.blocks);
+    all.youngest_age_ns = youngest;
+    all.oldest_age_ns = all.oldest_age_ns.max(live.oldest_age_ns);
+    all.aged_bytes = all.aged_bytes.saturating_add(live.aged_bytes);
+    all.aged_blocks = all.aged_blocks.saturating_add(live.aged_blocks);
+}
+
+/// The memory of all processes that run; pages that several have mapped count in each.
+fn together(processes: &[Known<ProcessMemory>]) -> Known<ProcessMemory> {
+    let known = processes.iter().filter_map(Known::value);
+    let sum = known.copied().reduce(|sum, one| ProcessMemory {
+        rss: sum.rss.saturating_add(one.rss),
+        rss_anon: sum.rss_anon.saturating_add(one.rss_anon),
+        rss_file: sum.rss_file.saturating_add(one.rss_file),
+        rss_shmem: sum.rss_shmem.saturating_add(one.rss_shmem),
+        rss_peak: sum.rss_peak.saturating_add(one.rss_peak),
+        swap: sum.swap.saturating_add(one.swap),
+        threads: sum.threads.saturating_add(one.threads),
+    });
+    let reason = processes.first().and_then(Known::reason);
+    sum.map_or_else(|| Known::unknown(reason.unwrap_or("no process runs")), Known::Value)
+}
+
 /// Where each probe stands in the tracee, and what the plan calls the function there.
-fn probed_functions(
-    probes: &[AttachedProbe],
-    objects: &[Object],
+fn probed_functions<'a>(
+    probes: impl Iterator<Item = &'a AttachedProbe>,
+    objects: &'a [Object],
 ) -> impl Iterator<Item = (u64, String)> {
-    probes.iter().flat_map(|probe| {
+    probes.flat_map(|probe| {
         let site = probe.function_file_offset.saturating_add(probe.entry_site);
         let objects = objects.iter().filter(|object| object.path == probe.object);
         let mappings = objects.flat_map(|object| &object.mappings);
@@ -329,7 +480,8 @@ mod tests {
         let mut header = synthetic::recording().header;
         header.probes.attached[0].entry_site = 4;
         let objects = &header.tracee.objects;
-        let functions: HashMap<_, _> = probed_functions(&header.probes.attached, objects).collect();
+        let functions: HashMap<_, _> =
+            probed_functions(header.probes.attached.iter(), objects).collect();
         let probe = &header.probes.attached[0];
         let libc = objects.iter().find(|object| object.path == probe.object).unwrap();
         let mapping = &libc.mappings[0];
@@ -344,7 +496,7 @@ mod tests {
         for probe in &mut header.probes.attached {
             probe.entry_site = u64::MAX;
         }
-        let found = probed_functions(&header.probes.attached, &header.tracee.objects);
+        let found = probed_functions(header.probes.attached.iter(), &header.tracee.objects);
         assert_eq!(found.count(), 0);
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result};
 use memtrace_common::unwind::UnwindMapping;
 
-use crate::kernel::{AttachOutcome, Kernel};
+use crate::kernel::{AttachOutcome, ImageNumber, Kernel};
 use crate::snapshot::{NotProbed, Object};
 use crate::stacks::link_map::{Needs, Teller, find_teller, that_stay};
 use crate::stacks::space::{GENERATED_CODE, NoTable};
@@ -19,6 +19,35 @@ use crate::tracee::mappings::{Mappings, read_maps};
 use crate::tracee::process::Process;
 use crate::tracee::root::Root;
 
+/// The unwind tables of all objects of all processes, and how many rows the kernel side has.
+#[derive(Default)]
+pub struct Tables {
+    pub store: TableStore,
+    rows_told: usize,
+}
+
+impl Tables {
+    /// Tells the kernel side the rows that it lacks.
+    fn publish(&mut self, kernel: &mut Kernel) -> Result<()> {
+        let rows = self.store.rows();
+        kernel
+            .append_unwind_rows(&rows[self.rows_told..])
+            .context("failed to hand the unwind tables to the kernel side")?;
+        self.rows_told = rows.len();
+        Ok(())
+    }
+
+    /// Objects through which no walk leads, and why.
+    pub fn failures(&self) -> Vec<NotProbed> {
+        let reason = |failure: &NoTable| NotProbed {
+            object: failure.path.clone(),
+            function: None,
+            reason: format!("stacks end here: {}", failure.reason),
+        };
+        self.store.failures().iter().map(reason).collect()
+    }
+}
+
 pub struct AddressSpace {
     pub mappings: Mappings,
     /// One for each of `mappings.files`, and another one for each that came back at another
@@ -26,41 +55,40 @@ pub struct AddressSpace {
     pub objects: Vec<Object>,
     /// Executable memory without a file: generated code.
     anonymous_code: Vec<(u64, u64)>,
-    pub tables: TableStore,
-    rows_told: usize,
     /// What the kernel side was told last.
     told: Vec<UnwindMapping>,
     /// One for each of `mappings.files`.
     needs: Vec<Needs>,
     /// Of `mappings.files`, those that stay mapped for as long as the process.
     staying: BTreeSet<usize>,
+    /// Whose: of [`Object::image`].
+    image: ImageNumber,
     pub symbolizer: Symbolizer,
     /// Where `[heap]` ends, where there is one: the program break, rounded up to a page.
     pub heap_end: Option<u64>,
 }
 
 impl AddressSpace {
-    pub fn of(process: &Process) -> Result<Self> {
+    pub fn of(process: &Process, image: ImageNumber, tables: &mut Tables) -> Result<Self> {
         // Held open: the debug files of the tracee's image are found after its exit, too.
         let root = Root::of_process(process.pid()).ok();
         let mut space = Self {
             mappings: Mappings::default(),
             objects: Vec::new(),
             anonymous_code: Vec::new(),
-            tables: TableStore::new(),
-            rows_told: 0,
             told: Vec::new(),
             needs: Vec::new(),
             staying: BTreeSet::new(),
+            image,
             symbolizer: Symbolizer::new(Options { root, ..Options::default() }),
             heap_end: None,
         };
-        space.refresh(process)?;
+        space.refresh(process, tables)?;
         Ok(space)
     }
 
     /// Reads the mappings again and builds the tables of what is new; the indices of new files.
-    pub fn refresh(&mut self, process: &Process) -> Result<Vec<usize>> {
+    pub fn refresh(&mut self, process: &Process, tables: &mut Tables) -> Result<Vec<usize>> {
         let new = self.mappings.rescan(process)?;
         let unknown = self.mappings.files.iter().skip(self.needs.len());
         self.needs.extend(unknown.map(Needs::of));
@@ -74,6 +102,7 @@ impl AddressSpace {
                 // An object whose build id cannot be read is listed without one.
                 build_id: read_build_id(&file.file).ok().flatten(),
                 mappings: file.mappings.clone(),
+                image: self.image.number,
             };
             match self.objects.iter().position(|known| *known == object) {
                 Some(known) => self.symbolizer.map_again(known),
@@ -83,7 +112,7 @@ impl AddressSpace {
                 }
             }
         }
-        self.tables.add(&self.mappings.files);
+        tables.store.add(&self.mappings.files);
         let (lines, _) = read_maps(process)?;
         self.heap_end = lines.iter().find(|line| line.path == b"[heap]").map(|line| line.end);
         let code = lines.iter().filter(|line| line.executable && line.inode == 0);
@@ -108,8 +137,8 @@ impl AddressSpace {
     }
 
     /// The mappings as the walk knows them.
-    pub fn current(&mut self) -> ProcessSpace {
-        let mut space = self.tables.space_of(&self.mappings.files, &self.anonymous_code);
+    pub fn current(&self, tables: &mut Tables) -> ProcessSpace {
+        let mut space = tables.store.space_of(&self.mappings.files, &self.anonymous_code);
         let stays = |start: u64, (at, file): (usize, &MappedFile)| {
             let holds = file.mappings.iter().any(|mapping| mapping.start == start);
             holds && (self.staying.contains(&at) || file.path == "[vdso]")
@@ -128,6 +157,7 @@ impl AddressSpace {
         &mut self,
         process: &Process,
         kernel: &mut Kernel,
+        tables: &mut Tables,
     ) -> Result<Option<Vec<MappedFile>>> {
         let pid = process.pid();
         let before = kernel.note_changes(pid)?;
@@ -136,14 +166,14 @@ impl AddressSpace {
             return Ok(None);
         }
         self.symbolizer.look_again();
-        let new = if has_changed { self.refresh(process)? } else { Vec::new() };
+        let new = if has_changed { self.refresh(process, tables)? } else { Vec::new() };
         if before.is_settled && kernel.changes_since(pid, &before)? == 0 {
             self.symbolizer.settle(before.count as u16);
         }
         // A walk in progress does not outlive a new row of its process: what is mapped beside code, as
         // the first breakpoint's own page is, must not cut one short.
-        if before.is_behind || self.current().mappings != self.told {
-            self.publish(kernel, pid)?;
+        if before.is_behind || self.current(tables).mappings != self.told {
+            self.publish(kernel, pid, tables)?;
         }
         Ok(Some(new.iter().map(|&at| self.mappings.files[at].clone()).collect()))
     }
@@ -162,28 +192,14 @@ impl AddressSpace {
     }
 
     /// Tells the kernel side the mappings as they are now, and the rows that it lacks.
-    pub fn publish(&mut self, kernel: &mut Kernel, pid: u32) -> Result<()> {
-        let space = self.current();
-        let rows = self.tables.rows();
+    pub fn publish(&mut self, kernel: &mut Kernel, pid: u32, tables: &mut Tables) -> Result<()> {
+        let space = self.current(tables);
+        tables.publish(kernel)?;
+        self.symbolizer.set_signal_returns(tables.store.signal_returns(&space));
         kernel
-            .append_unwind_rows(&rows[self.rows_told..])
-            .context("failed to hand the unwind tables to the kernel side")?;
-        self.rows_told = rows.len();
-        self.symbolizer.set_signal_returns(self.tables.signal_returns(&space));
-        kernel
-            .set_process(pid, &space.mappings)
+            .set_process(pid, self.image, &space.mappings)
             .context("failed to hand the mappings to the kernel side")?;
         self.told = space.mappings;
         Ok(())
-    }
-
-    /// Objects through which no walk leads, and why.
-    pub fn without_table(&self) -> Vec<NotProbed> {
-        let reason = |failure: &NoTable| NotProbed {
-            object: failure.path.clone(),
-            function: None,
-            reason: format!("stacks end here: {}", failure.reason),
-        };
-        self.tables.failures().iter().map(reason).collect()
     }
 }

@@ -1,40 +1,88 @@
-//! From what the user named to one process: by pid, by container, or started here.
+//! From what the user named to processes: by pid, by container, pod or cgroup, or started here.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::exit::SessionError;
+use super::family::Scope;
 use super::say::warn;
 use crate::cli::TargetArgs;
 use crate::plan::decide::is_wanted;
 use crate::snapshot::Container;
 use crate::tracee::allocators::read_objects;
-use crate::tracee::container::{container_of, find_container};
+use crate::tracee::cgroup::{place_at, place_of_path, place_of_process};
+use crate::tracee::container::pod::find_pod;
+use crate::tracee::container::{container_of, find_container, processes_below};
 use crate::tracee::mappings::Mappings;
 use crate::tracee::process::Process;
 use crate::tracee::spawn::{Spawned, StopPoint};
 
 pub struct Target {
+    /// The one that a report names first.
     pub process: Process,
+    /// The target's other processes.
+    pub others: Vec<u32>,
+    pub scope: Scope,
     pub container: Option<Container>,
     /// A command of our own, stopped before its first allocation.
     pub spawned: Option<Spawned>,
 }
 
+/// Processes that are one target.
+pub struct Group {
+    /// The one that a report names first: the first that has an allocator.
+    pub main: u32,
+    pub all: Vec<u32>,
+    pub scope: Scope,
+    pub container: Option<Container>,
+}
+
 pub async fn resolve(args: &TargetArgs) -> Result<Target> {
     if let Some(pid) = args.pid {
         let process = Process::open(pid)?;
-        return Ok(Target { container: container_of(pid).await, process, spawned: None });
+        let container = container_of(pid).await;
+        let (others, scope) = (Vec::new(), Scope::One);
+        return Ok(Target { container, process, others, scope, spawned: None });
     }
+    let Some(group) = find_group(args).await? else { return spawn(&args.command) };
+    let process = Process::open(group.main).context("failed to open the target's first process")?;
+    let others = group.all.into_iter().filter(|pid| *pid != group.main).collect();
+    let Group { scope, container, .. } = group;
+    Ok(Target { process, others, scope, container, spawned: None })
+}
+
+/// The container, pod or cgroup that is named; `None` where none is.
+pub async fn find_group(args: &TargetArgs) -> Result<Option<Group>> {
+    let proc = Path::new("/proc");
     if let Some(name) = &args.container {
         let found = find_container(name).await?;
-        let pid = first_with_allocator(found.first_pid, &found.all_pids);
-        let process = Process::open(pid).with_context(|| {
-            format!("failed to open the process of container `{}`", found.container.id)
-        })?;
-        return Ok(Target { process, container: Some(found.container), spawned: None });
+        let main = first_with_allocator(found.first_pid, &found.all_pids);
+        let scope = match place_of_process(proc, found.first_pid, Some(&found.container.id)) {
+            Ok(place) => Scope::Cgroup(place.directory),
+            Err(error) => {
+                warn(format_args!(
+                    "{error}: of what joins the container later only children are seen"
+                ));
+                Scope::Children
+            }
+        };
+        let container = Some(found.container);
+        return Ok(Some(Group { main, all: found.all_pids, scope, container }));
     }
-    spawn(&args.command)
+    let (asked, place) = match (&args.pod, &args.cgroup) {
+        (Some(name), _) => (name, place_of_path(proc, &find_pod(name)?.cgroup_path)?),
+        (None, Some(path)) => (path, place_at(proc, path)?),
+        (None, None) => return Ok(None),
+    };
+    let all = processes_below(&place.directory);
+    let Some(&first) = all.first() else {
+        return Err(SessionError::NoProcess { asked: asked.clone() }.into());
+    };
+    let main = first_with_allocator(first, &all);
+    let container = container_of(main).await;
+    Ok(Some(Group { main, all, scope: Scope::Cgroup(place.directory), container }))
 }
 
 fn spawn(command: &[OsString]) -> Result<Target> {
@@ -49,7 +97,8 @@ fn spawn(command: &[OsString]) -> Result<Target> {
         );
     }
     let process = Process::open(spawned.pid())?;
-    Ok(Target { process, container: None, spawned: Some(spawned) })
+    let (others, scope) = (Vec::new(), Scope::One);
+    Ok(Target { process, others, scope, container: None, spawned: Some(spawned) })
 }
 
 /// A container's first process may be a shell or an init without an allocator that can be probed:

@@ -18,6 +18,8 @@ use super::{
 type LiveRow = (u64, u64, u64, u64, u64, u64);
 /// `(allocated bytes, blocks, freed bytes, blocks, live)`
 type TotalsRow = (u64, u64, u64, u64, Option<LiveRow>);
+/// `(image, start)`
+type RangeKey = (u32, u64);
 /// `(length, stack, birth, owner, reserved)`
 type RangeRow = (u64, u64, u64, RangeOwner, bool);
 /// `(frames, inuse bytes, objects, alloc bytes, objects)`
@@ -35,8 +37,8 @@ pub(super) struct Delta {
     /// `((stack, interval), (bytes, blocks))`
     cohorts: Vec<((u64, u32), (u64, u64))>,
     cohorts_gone: Vec<(u64, u32)>,
-    ranges: Vec<(u64, RangeRow)>,
-    ranges_gone: Vec<u64>,
+    ranges: Vec<(RangeKey, RangeRow)>,
+    ranges_gone: Vec<RangeKey>,
     /// Numbered on from the frames of the snapshots before.
     go_frames: Vec<Arc<[Arc<Name>]>>,
     /// All of them, in their order.
@@ -48,7 +50,7 @@ pub(super) struct Delta {
 struct Books {
     stacks: BTreeMap<u64, TotalsRow>,
     cohorts: BTreeMap<(u64, u32), (u64, u64)>,
-    ranges: BTreeMap<u64, RangeRow>,
+    ranges: BTreeMap<RangeKey, RangeRow>,
 }
 
 /// Turns snapshots into deltas, one after the other.
@@ -71,7 +73,11 @@ impl Encoder {
                 .iter()
                 .map(|row| ((row.stack, row.cohort), (row.bytes, row.blocks)))
                 .collect(),
-            ranges: native.ranges.iter().map(|range| (range.start, range_row(range, at))).collect(),
+            ranges: native
+                .ranges
+                .iter()
+                .map(|range| ((range.image, range.start), range_row(range, at)))
+                .collect(),
         };
         let (stacks, stacks_gone) = changes(&self.before.stacks, &now.stacks);
         let (cohorts, cohorts_gone) = changes(&self.before.cohorts, &now.cohorts);
@@ -116,6 +122,10 @@ impl Encoder {
                 new_probes: snapshot.new_probes.clone(),
                 memory: snapshot.memory.clone(),
                 mark: snapshot.mark.clone(),
+                new_images: snapshot.new_images.clone(),
+                images: snapshot.images.clone(),
+                closed: snapshot.closed.clone(),
+                untraced: snapshot.untraced.clone(),
                 ..*snapshot
             },
             stacks,
@@ -157,8 +167,7 @@ impl Decoder {
             .iter()
             .map(|(&(stack, cohort), &(bytes, blocks))| CohortRow { stack, cohort, bytes, blocks })
             .collect();
-        native.ranges =
-            self.before.ranges.iter().map(|(start, row)| range(*start, row, at)).collect();
+        native.ranges = self.before.ranges.iter().map(|(key, row)| range(*key, row, at)).collect();
 
         self.go_frames.extend(delta.go_frames);
         match &mut snapshot.go {
@@ -241,9 +250,9 @@ fn range_row(range: &Range, at: u64) -> RangeRow {
     (range.length_bytes, range.stack, birth, range.owner, range.reserved)
 }
 
-fn range(start: u64, row: &RangeRow, at: u64) -> Range {
+fn range((image, start): RangeKey, row: &RangeRow, at: u64) -> Range {
     let (length_bytes, stack, birth, owner, reserved) = *row;
-    Range { start, length_bytes, stack, age_ns: at.wrapping_sub(birth), owner, reserved }
+    Range { start, length_bytes, stack, age_ns: at.wrapping_sub(birth), owner, reserved, image }
 }
 
 #[cfg(test)]

@@ -342,6 +342,8 @@ pub fn read_recording_within(
         stacks: Vec::new(),
         names: Vec::new(),
         snapshots: Vec::new(),
+        images: Vec::new(),
+        closed: Vec::new(),
     };
     let mut decoder = Decoder::default();
     let mut budget = Budget { left: limits.total_raw_bytes, survivors: 0 };

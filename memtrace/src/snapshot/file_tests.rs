@@ -271,7 +271,7 @@ fn more_rows_than_a_record_holds_are_split() {
     let mut recording = synthetic::recording();
     let frames = vec![0x1000, 0x2000];
     recording.stacks = (0..ROWS_PER_RECORD as u64 * 2 + 1)
-        .map(|id| StackDef { id, frames: frames.clone(), end: 0 })
+        .map(|id| StackDef { id, image: 0, frames: frames.clone(), end: 0 })
         .collect();
     let bytes = write(&recording);
     assert_eq!(record_offsets(&bytes).len(), 9 + 2);

@@ -121,6 +121,9 @@ pub struct Object {
     pub build_id: Option<String>,
     /// Executable mappings of it.
     pub mappings: Vec<ObjectMapping>,
+    /// Whose: [`Image::number`].
+    #[serde(default)]
+    pub image: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,6 +171,9 @@ pub struct NotProbed {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StackDef {
     pub id: u64,
+    /// Whose addresses these are: [`Image::number`].
+    #[serde(default)]
+    pub image: u32,
     /// Absolute addresses in the tracee. `frames[0]` is the probed function's entry; all others
     /// are return addresses. Where several objects were mapped at an address one after the other,
     /// bits 57 and up tell which: `memtrace_common::unwind::{plain, owner_of}`.
@@ -179,9 +185,12 @@ pub struct StackDef {
 /// The names of one address: several when functions were inlined, innermost first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AddressNames {
+    /// Whose address this is: [`Image::number`].
+    #[serde(default)]
+    pub image: u32,
     /// As it stands in [`StackDef::frames`]: the look-up already took return addresses as such.
     pub address: u64,
-    /// Index into [`Tracee::objects`] or [`Recording::new_objects`], where the address lies in an object.
+    /// Index into [`Tracee::objects`], continued in [`Recording::new_objects`], where the address lies in an object.
     pub object: Option<u32>,
     pub names: Vec<Name>,
 }
@@ -224,6 +233,129 @@ pub struct Snapshot {
     /// The name of the phase that begins here: what `memtrace mark` or a signal said.
     #[serde(default)]
     pub mark: Option<String>,
+    /// Images that came since the previous snapshot. In [`Recording::images`], too, once the
+    /// snapshot is in a [`Recording`].
+    #[serde(default)]
+    pub new_images: Vec<Image>,
+    /// Each image whose books are open: [`Snapshot::native`] is their sum.
+    #[serde(default)]
+    pub images: Vec<ImageBooks>,
+    /// Images whose books were closed since the previous snapshot. In [`Recording::closed`], too.
+    #[serde(default)]
+    pub closed: Vec<ClosedImage>,
+    /// Processes of the target that are not traced.
+    #[serde(default)]
+    pub untraced: Untraced,
+}
+
+/// One program that a process of the target runs or ran: `exec` starts another one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Image {
+    /// From 1 on, in the order in which they were first traced; of this recording only.
+    pub number: u32,
+    pub id: ProcessId,
+    pub comm: String,
+    pub executable: String,
+    pub command_line: Vec<String>,
+    /// Go version from the build info, where the executable is a Go program.
+    pub go_version: Option<String>,
+    pub came: Came,
+    /// When its calls began to count, since the probes were armed; 0: with the recording.
+    pub armed_elapsed_ns: u64,
+    /// How long it ran before: its calls in that time were not seen. `None`: it ran already when
+    /// the recording began.
+    pub unseen_ns: Option<u64>,
+}
+
+/// How an image came into the recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Came {
+    /// It was there when the recording began, or was started by memtrace.
+    AtStart,
+    /// Forked by the process that ran this image.
+    Forked { parent: u32 },
+    /// Executed by the process that ran this image before.
+    Executed { before: u32 },
+    /// Found among the target's processes.
+    Found,
+}
+
+/// Figures of one image at one snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageBooks {
+    /// [`Image::number`]
+    pub image: u32,
+    pub totals: ImageTotals,
+    pub memory: Known<ProcessMemory>,
+    /// It has ended, and its books stand as it left them.
+    pub ended: bool,
+}
+
+/// Sums of the blocks of one image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageTotals {
+    pub allocated_bytes: u64,
+    pub allocated_blocks: u64,
+    pub freed_bytes: u64,
+    pub freed_blocks: u64,
+}
+
+impl ImageTotals {
+    pub fn outstanding_bytes(&self) -> u64 {
+        self.allocated_bytes.saturating_sub(self.freed_bytes)
+    }
+
+    pub fn outstanding_blocks(&self) -> u64 {
+        self.allocated_blocks.saturating_sub(self.freed_blocks)
+    }
+
+    pub fn of<'a>(rows: impl IntoIterator<Item = &'a StackTotals>) -> Self {
+        rows.into_iter().fold(Self::default(), |sum, row| Self {
+            allocated_bytes: sum.allocated_bytes.saturating_add(row.allocated_bytes),
+            allocated_blocks: sum.allocated_blocks.saturating_add(row.allocated_blocks),
+            freed_bytes: sum.freed_bytes.saturating_add(row.freed_bytes),
+            freed_blocks: sum.freed_blocks.saturating_add(row.freed_blocks),
+        })
+    }
+}
+
+/// The last state of an image that ended while others went on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClosedImage {
+    /// [`Image::number`]
+    pub image: u32,
+    pub how: Ended,
+    /// When its end was noticed, since the probes were armed.
+    pub elapsed_ns: u64,
+    pub stacks: Vec<StackTotals>,
+    pub ranges: Vec<Range>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// The process ended.
+    Exited,
+    /// The process runs another program (`exec`).
+    Replaced,
+}
+
+/// Processes of the target whose calls are not seen.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Untraced {
+    /// Ended before their probes were armed, since the recording began.
+    pub came_and_went: u64,
+    /// Running without probes now: how many, and some of them with the reason.
+    pub running: u64,
+    pub some: Vec<UntracedProcess>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UntracedProcess {
+    pub pid: u32,
+    pub comm: String,
+    pub reason: String,
 }
 
 /// Of recordings that were made before snapshots carried it.
@@ -304,6 +436,9 @@ pub struct Range {
     pub owner: RangeOwner,
     /// `PROT_NONE`: reserved, not used.
     pub reserved: bool,
+    /// Whose addresses these are: [`Image::number`].
+    #[serde(default)]
+    pub image: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -466,14 +601,24 @@ pub struct Recording {
     pub stacks: Vec<StackDef>,
     pub names: Vec<AddressNames>,
     pub snapshots: Vec<Snapshot>,
+    /// In the order of their numbers; empty in recordings of one process that were made before
+    /// there could be several.
+    #[serde(default)]
+    pub images: Vec<Image>,
+    /// In the order in which they were closed.
+    #[serde(default)]
+    pub closed: Vec<ClosedImage>,
 }
 
 impl Recording {
-    /// Appends a snapshot, and what was probed since the previous one to the header's probes.
+    /// Appends a snapshot; what was probed and which images came and ended since the previous one
+    /// becomes the recording's.
     pub fn push(&mut self, snapshot: Snapshot) {
         let probes = &mut self.header.probes;
         probes.attached.extend_from_slice(&snapshot.new_probes.attached);
         probes.not_probed.extend_from_slice(&snapshot.new_probes.not_probed);
+        self.images.extend_from_slice(&snapshot.new_images);
+        self.closed.extend_from_slice(&snapshot.closed);
         self.snapshots.push(snapshot);
     }
 

@@ -32,6 +32,7 @@ fn object(path: &str, build_id: Option<&str>, start: u64) -> Object {
         path: path.to_owned(),
         build_id: build_id.map(str::to_owned),
         mappings: vec![ObjectMapping { start, end: start + 0x20_0000, file_offset: 0x1000 }],
+        image: 0,
     }
 }
 
@@ -45,7 +46,7 @@ fn name(function: &str, at: Option<(&str, u32)>, inlined: bool) -> Name {
 }
 
 fn names(address: u64, object: u32, names: Vec<Name>) -> AddressNames {
-    AddressNames { address, object: Some(object), names }
+    AddressNames { image: 0, address, object: Some(object), names }
 }
 
 fn one(address: u64, object: u32, function: &str, at: Option<(&str, u32)>) -> AddressNames {
@@ -156,7 +157,7 @@ fn header() -> Header {
 }
 
 fn stack(id: u64, frames: &[u64], end: u8) -> StackDef {
-    StackDef { id, frames: frames.to_vec(), end }
+    StackDef { id, image: 0, frames: frames.to_vec(), end }
 }
 
 fn stacks() -> Vec<StackDef> {
@@ -223,7 +224,7 @@ fn all_names() -> Vec<AddressNames> {
             ],
         ),
         one(XML + 0x50, 3, "evil\u{1b}[31m\u{1b}]0;owned\u{7}\nname\u{202e}", Some(("a\rb.c", 7))),
-        AddressNames { address: XML + 0x60, object: Some(3), names: vec![] },
+        AddressNames { image: 0, address: XML + 0x60, object: Some(3), names: vec![] },
         one(EXE + 0x80, 0, "_cgo_3c1cec0c9a4e_Cfunc__Cmalloc", None),
         one(
             EXE + 0x90,
@@ -330,6 +331,7 @@ fn ranges(elapsed_s: u64) -> Vec<Range> {
         age_ns: age_s.min(elapsed_s) * SECOND_NS,
         owner,
         reserved,
+        image: 0,
     };
     vec![
         range(0xc0_0000_0000, 64 * MIB, CSTRING_LEAK, 19, RangeOwner::GoRuntime, false),
@@ -392,6 +394,10 @@ fn snapshot(sequence: u32, elapsed_s: u64, rows: Vec<StackTotals>, rss: u64) -> 
         new_probes: ProbeReport::default(),
         memory: Known::unknown("not read"),
         mark: None,
+        new_images: Vec::new(),
+        images: Vec::new(),
+        closed: Vec::new(),
+        untraced: Default::default(),
     }
 }
 
@@ -439,5 +445,7 @@ pub fn recording() -> Recording {
         stacks: stacks(),
         names: all_names(),
         snapshots: vec![first, second, third],
+        images: Vec::new(),
+        closed: Vec::new(),
     }
 }

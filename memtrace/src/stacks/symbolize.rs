@@ -440,7 +440,7 @@ impl Symbolizer {
 
     fn keep(&mut self, address: u64, object: Option<usize>, names: Vec<Name>) {
         let object = object.and_then(|index| u32::try_from(index).ok());
-        self.names.insert(address, AddressNames { address, object, names });
+        self.names.insert(address, AddressNames { image: 0, address, object, names });
     }
 
     /// `addresses`: (address, address to look up, its file offset).

@@ -132,6 +132,12 @@ impl Process {
             && read_stat(self.pid()).is_ok_and(|stat| stat.starttime == self.id.start_time_ticks)
     }
 
+    /// When it was started, of `CLOCK_BOOTTIME`, which is `CLOCK_MONOTONIC` but for suspended time.
+    pub fn started_ns(&self) -> u64 {
+        // Linux counts these in hundredths of a second (USER_HZ), whatever its own tick is.
+        self.id.start_time_ticks.saturating_mul(10_000_000)
+    }
+
     /// Ids of its threads, as `/proc` numbers them.
     pub fn threads(&self) -> Result<Vec<u32>, ProcessError> {
         let path = format!("/proc/{}/task", self.pid());

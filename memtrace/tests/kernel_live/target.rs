@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use memtrace::kernel::{Kernel, KernelConfig, KernelSnapshot, StoredStack};
+use memtrace::kernel::{ImageNumber, Kernel, KernelConfig, KernelSnapshot, StoredStack};
 use memtrace::plan::{PlannedProbe, ProbePlan, Signature};
 use memtrace::snapshot::StackTotals;
 use memtrace_common::counters::{Loss, Tally};
@@ -187,6 +187,8 @@ pub fn small() -> KernelConfig {
     }
 }
 
+pub const IMAGE: ImageNumber = ImageNumber::first(7);
+
 impl Target {
     pub fn start() -> Self {
         Self::start_with(&small())
@@ -224,7 +226,7 @@ impl Target {
                 ..UnwindMapping::default()
             })
             .collect();
-        self.kernel.set_process(self.program.pid(), &mappings).unwrap();
+        self.kernel.set_process(self.program.pid(), IMAGE, &mappings).unwrap();
     }
 
     pub fn run(&mut self, line: &str) -> u64 {
@@ -235,11 +237,10 @@ impl Target {
     pub fn books(&mut self) -> Books {
         let snapshot = self.kernel.snapshot(Some(0)).unwrap();
         assert!(!snapshot.moving, "the program waits: nothing may move");
-        let pid = self.program.pid();
         let stacks: Vec<StackTotals> = snapshot
             .processes
             .iter()
-            .filter(|process| process.tgid == pid)
+            .filter(|process| process.image == IMAGE.number)
             .flat_map(|process| process.stacks.clone())
             .collect();
         for stack in &stacks {

@@ -142,19 +142,18 @@ fn a_library_replaced_on_disk_is_unwound_and_named_from_what_is_mapped() -> Resu
     traced.assert_all_complete()
 }
 
-/// The image that exec brings is not traced on: nothing of it is in the books, and no frame of the
-/// old image is named by the new one.
+/// The old program's books are closed as they were, and no frame of them is named by the new one.
 #[test]
-fn exec_ends_the_trace_with_the_stacks_of_the_old_image() -> Result<()> {
+fn exec_closes_the_books_with_the_stacks_of_the_old_program() -> Result<()> {
     let program = memtrace_tests::compile::program("exec", memtrace_tests::compile::Kind::C)?;
     let _turn = serial::turn()?;
     let mut program = Program::start(&program, &[] as &[&str], &[])?;
     let recording = Recording::attach(program.pid(), &[] as &[&str])?;
     program.go()?;
     program.truth(Duration::from_secs(60))?;
-    let recorded = recording.finish()?.recorded()?;
+    let recorded = recording.interrupt()?.recorded()?;
     program.finish()?;
-    let native = &recorded.last()?.native;
+    let native = recorded.until_exec()?;
     ensure!(native.stacks.iter().all(|stack| !stack.contains("allocated_after_exec")));
     let before: Vec<_> =
         native.stacks.iter().filter(|stack| stack.contains("held_before_exec")).collect();

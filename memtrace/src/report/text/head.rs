@@ -138,6 +138,7 @@ impl Page<'_> {
                     .to_owned(),
             );
         }
+        warnings.extend(books.doubts.iter().map(|doubt| format!("{}.", doubt.text)));
         let lost = books.losses.iter().filter(|loss| loss.count > 0).count();
         if lost > 0 {
             let kinds = count(lost as u64, "kind");

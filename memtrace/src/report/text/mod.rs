@@ -6,6 +6,7 @@
 
 mod head;
 pub(super) mod layout;
+mod processes;
 mod seen;
 mod stacks;
 mod summary;
@@ -54,6 +55,7 @@ pub(super) fn render(
     page.verdict(&crate::verdict::judge(librarian));
     page.marks();
     page.summary();
+    page.processes(librarian);
     page.container_memory();
     page.native_stacks();
     page.native_ranges();

@@ -162,7 +162,7 @@ impl Page<'_> {
         self.line(&format!("{rank} {figure}   {facts}"));
     }
 
-    fn frames(&mut self, frames: &[Arc<Frame>]) {
+    pub(super) fn frames(&mut self, frames: &[Arc<Frame>]) {
         let shown: Vec<&Frame> = frames
             .iter()
             .map(Arc::as_ref)

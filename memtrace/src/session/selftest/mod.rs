@@ -17,12 +17,14 @@ use super::exit::SessionError;
 use super::probes::{Planned, plan_for, reasons};
 use super::say::{say, warn};
 use super::signals::Signals;
-use super::space::AddressSpace;
+use super::space::{AddressSpace, Tables};
 use super::target::{Target, resolve};
 use super::to_stdout;
 use crate::cli::SelftestArgs;
 use crate::doctor::gather_plain_host;
-use crate::kernel::{AttachOutcome, Kernel, KernelConfig, Notice, Sample, SelftestCounters};
+use crate::kernel::{
+    AttachOutcome, ImageNumber, Kernel, KernelConfig, Notice, Sample, SelftestCounters,
+};
 use crate::plan::host::HostFacts;
 use crate::report::visible;
 use crate::snapshot::NotProbed;
@@ -69,6 +71,7 @@ struct Check {
     target: Target,
     host: HostFacts,
     space: AddressSpace,
+    tables: Tables,
     planned: Planned,
     kernel: Kernel,
     second: SecondOpinion,
@@ -88,7 +91,8 @@ impl Check {
     fn prepare(target: Target) -> Result<Self> {
         let pid = target.process.pid();
         let host = gather_plain_host();
-        let space = AddressSpace::of(&target.process)?;
+        let mut tables = Tables::default();
+        let space = AddressSpace::of(&target.process, ImageNumber::first(1), &mut tables)?;
         for warning in &space.mappings.warnings {
             warn(visible(warning));
         }
@@ -98,7 +102,7 @@ impl Check {
             let reasons = reasons(&planned.plan.not_probed);
             return Err(SessionError::NothingToProbe { pid, comm, reasons }.into());
         }
-        let rows = u32::try_from(space.tables.rows().len()).unwrap_or(u32::MAX);
+        let rows = u32::try_from(tables.store.rows().len()).unwrap_or(u32::MAX);
         let defaults = KernelConfig::default();
         let kernel = Kernel::load(&KernelConfig {
             // There are no books.
@@ -113,6 +117,7 @@ impl Check {
             target,
             host,
             space,
+            tables,
             planned,
             kernel,
             second: SecondOpinion::new(),
@@ -130,13 +135,14 @@ impl Check {
 
     /// The mappings as they are now, to the kernel side and to framehop.
     fn publish(&mut self) -> Result<()> {
-        self.space.publish(&mut self.kernel, self.target.process.pid())?;
+        let pid = self.target.process.pid();
+        self.space.publish(&mut self.kernel, pid, &mut self.tables)?;
         self.tell_second();
         Ok(())
     }
 
     fn tell_second(&mut self) {
-        self.mappings = self.space.current().mappings;
+        self.mappings = self.space.current(&mut self.tables).mappings;
         self.second.set_files(&self.space.mappings.files);
     }
 
@@ -217,11 +223,11 @@ impl Check {
 
     /// Compares what the ring holds; the reason to end, where there is one.
     fn drain(&mut self, stacks: u64) -> Option<String> {
-        let Self { kernel, space, second, mappings, summary, outdated, .. } = self;
+        let Self { kernel, space, tables, second, mappings, summary, outdated, .. } = self;
         let left = stacks.saturating_sub(summary.compared);
         let limit = usize::try_from(left).unwrap_or(usize::MAX).min(DRAIN_AT_ONCE);
         let generation = kernel.mappings_generation();
-        let rows = UnwindSpace { mappings, rows: space.tables.rows() };
+        let rows = UnwindSpace { mappings, rows: tables.store.rows() };
         let pid = self.target.process.pid();
         let notices = kernel.drain_selftest(limit, |sample| {
             let is_distrusted = sample.end == WalkEnd::MappingsChanged;
@@ -244,13 +250,13 @@ impl Check {
         let mut changed = false;
         for notice in notices {
             match notice {
-                Notice::Exec { tgid } if tgid == pid => {
+                Notice::Exec { tgid, .. } if tgid == pid => {
                     ended = Some("the process replaced its program (exec)".to_owned());
                 }
                 Notice::UnknownMapping { tgid, .. } | Notice::MappingsChanged { tgid } => {
                     changed |= tgid == pid;
                 }
-                Notice::Exec { .. } | Notice::Exit { .. } => {}
+                Notice::Exec { .. } | Notice::Fork { .. } | Notice::Exit { .. } => {}
             }
         }
         if changed {
@@ -270,7 +276,9 @@ impl Check {
 
     fn follow_mappings(&mut self) -> Result<()> {
         let process = &self.target.process;
-        let Some(files) = self.space.follow(process, &mut self.kernel)? else { return Ok(()) };
+        let Some(files) = self.space.follow(process, &mut self.kernel, &mut self.tables)? else {
+            return Ok(());
+        };
         self.tell_second();
         let planned = plan_for(&self.target.process, &files, &self.host);
         self.attach(&planned)
@@ -300,7 +308,7 @@ impl Check {
         let Dispute { tid, contradiction, walk, walk_end, framehop } = dispute;
         let stacks = [walk.as_slice(), framehop.frames.as_slice()];
         let names = self.space.symbolizer.name_stacks(stacks);
-        let rows = UnwindSpace { mappings: &self.mappings, rows: self.space.tables.rows() };
+        let rows = UnwindSpace { mappings: &self.mappings, rows: self.tables.store.rows() };
         let frame = |index: usize, address: u64| {
             let found = names.iter().find(|names| names.address == address);
             let name = found.and_then(|names| names.names.last()).map(|name| name.function.clone());

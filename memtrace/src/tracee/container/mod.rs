@@ -22,6 +22,14 @@ use crate::sanitize::visible_up_to;
 use crate::snapshot::Container;
 use choose::{Choice, choose, merge};
 
+/// The processes of a cgroup, by its directory, and of all cgroups below it, in ascending order.
+pub fn processes_below(directory: &std::path::Path) -> Vec<u32> {
+    let mut pids = cgroup::read_processes_below(directory);
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
 const ID_DIGITS: usize = 64;
 /// Most characters of a name or image that are kept.
 const NAME_CHARACTERS: usize = 256;

@@ -46,7 +46,7 @@ pub fn cases(short: bool) -> Vec<Case> {
     ];
     cases.extend(c.map(|name| Case::new(name, Kind::C)));
     cases.extend([
-        Case::new("exec", Kind::C).ends_by_itself(),
+        Case::new("exec", Kind::C).until_exec(),
         Case::new("mixed_threads", Kind::C).arguments(&["8"]),
         Case::new("mixed_threads", Kind::C).arguments(&["8"]).chained(),
         Case::new("allocations", Kind::Go).chained(),
