@@ -129,7 +129,8 @@ unsafe extern "C" fn next_frame(_: u32, context: *mut c_void) -> i64 {
 /// Some more frames, without `bpf_loop`. Whether there are more.
 #[inline(always)]
 pub fn some_frames(process: &ProcessRow, thread: &mut ThreadRow) -> bool {
-    for _ in 0..FRAMES_PER_PROGRAM {
+    // Of 64 bits: see `Bounded`.
+    for _ in 0..u64::from(FRAMES_PER_PROGRAM) {
         if !step::<Bounded>(thread, process) {
             return false;
         }

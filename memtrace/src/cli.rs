@@ -21,7 +21,7 @@ pub struct Cli {
 pub enum Command {
     /// Trace native allocations of a process or a container and report what is outstanding, by stack
     ///
-    /// Needs root (or CAP_SYS_ADMIN, CAP_SYS_PTRACE and read access to the target) and Linux 5.17.
+    /// Needs root (or CAP_SYS_ADMIN, CAP_SYS_PTRACE and read access to the target) and Linux 5.15.
     /// Nothing is injected: uprobes stand on the allocator's functions while memtrace runs, and
     /// are gone when it ends, however it ends. Blocks allocated before the attach are not seen.
     Record(RecordArgs),

@@ -1,5 +1,6 @@
 //! Kernel images out of Debian's archive, by apt with a configuration of its own: other suites than
-//! this machine's, the same mirror, checked by the same keys. What was fetched stays in `target/vm`.
+//! this machine's, the same mirror, checked by the same keys. One that Debian has not comes from
+//! Ubuntu's archive, checked by its hash. What was fetched stays in `target/vm`.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,10 +9,12 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 
-use super::kernels::{self, Kernel};
+use super::kernels::{self, Kernel, Pinned};
 use crate::shell;
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// Downloads one file and checks its hash.
+const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
 /// Set where this machine's own apt knows no archive of Debian.
 const MIRROR: &str = "MEMTRACE_DEBIAN_MIRROR";
 
@@ -86,6 +89,28 @@ fn directory(series: &str) -> PathBuf {
 }
 
 fn fetch(missing: &[Kernel]) -> Result<()> {
+    let mut of_debian = Vec::new();
+    for kernel in missing {
+        match kernels::pinned(&kernel.series) {
+            Some(pinned) => fetch_pinned(&kernel.series, &pinned)?,
+            None => of_debian.push(kernel.clone()),
+        }
+    }
+    if of_debian.is_empty() { Ok(()) } else { fetch_of_debian(&of_debian) }
+}
+
+fn fetch_pinned(series: &str, pinned: &Pinned) -> Result<()> {
+    shell::step(&format!("fetching Ubuntu's kernel image {series}"));
+    let directory = directory(series);
+    recreate(&directory)?;
+    let mut download = Command::new(APT_HELPER);
+    download.args(["download-file", pinned.url]).arg(directory.join("kernel.deb"));
+    download.arg(format!("SHA256:{}", pinned.sha256)).stdout(std::io::stderr());
+    shell::run(&mut download)?;
+    unpack(&directory, pinned.package)
+}
+
+fn fetch_of_debian(missing: &[Kernel]) -> Result<()> {
     let series: Vec<&str> = missing.iter().map(|kernel| kernel.series.as_str()).collect();
     shell::step(&format!("fetching Debian's kernel images {}", series.join(", ")));
     let apt = Apt::configure(&kernels::suites(missing))?;

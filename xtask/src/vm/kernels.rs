@@ -1,5 +1,5 @@
 //! Which kernels: the series that memtrace is tried on, where Debian has them, and which package
-//! is the newest of a series. Nothing here asks anyone.
+//! is the newest of a series; where it has none, one package of Ubuntu. Nothing here asks anyone.
 
 /// What is to be proved on a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +22,9 @@ pub const NEWEST: &str = "newest";
 
 /// The matrix: the oldest that must work, what the distributions run, what comes; and one that
 /// lacks what memtrace needs.
-const MATRIX: [(&str, Expectation); 5] = [
+const MATRIX: [(&str, Expectation); 6] = [
     ("5.10", Expectation::Lacks),
+    ("5.15", Expectation::Works),
     ("6.1", Expectation::Works),
     ("6.12", Expectation::Works),
     ("6.18", Expectation::Works),
@@ -32,6 +33,27 @@ const MATRIX: [(&str, Expectation); 5] = [
 
 /// The suites of Debian's archive whose kernels are looked at.
 pub const SUITES: [&str; 4] = ["bullseye", "bookworm", "trixie", "trixie-backports"];
+
+/// A package by its place and contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pinned {
+    pub package: &'static str,
+    pub url: &'static str,
+    pub sha256: &'static str,
+}
+
+/// The kernel that Ubuntu 22.04 was released with: Debian never had a 5.15 in a release.
+const UBUNTU_5_15: Pinned = Pinned {
+    package: "linux-image-unsigned-5.15.0-25-generic",
+    url: "http://archive.ubuntu.com/ubuntu/pool/main/l/linux/\
+          linux-image-unsigned-5.15.0-25-generic_5.15.0-25.25_amd64.deb",
+    sha256: "ac69df20790c48217eb1386ef81fd10d3f20a4ede4dab81cc107c65d29549fa0",
+};
+
+/// Of a series that Debian has not.
+pub fn pinned(series: &str) -> Option<Pinned> {
+    (series == "5.15").then_some(UBUNTU_5_15)
+}
 
 /// The suites to ask for these series: fewer lists to fetch where we know.
 pub fn suites(kernels: &[Kernel]) -> Vec<&'static str> {
