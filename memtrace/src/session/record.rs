@@ -354,6 +354,10 @@ impl Session {
                 }
                 _ = drain.tick() => {
                     self.drain();
+                    // Who restarts allocates most in its first second.
+                    if args.follow && self.is_over() {
+                        self.look(args).await;
+                    }
                     self.start_ready();
                     if let Some(reason) = self.over(args) {
                         break reason;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use memtrace_tests::compile::{self, Kind};
 use memtrace_tests::docker::{Container, Image, docker};
+use memtrace_tests::memtrace::Recording;
 use memtrace_tests::recorded::Recorded;
 use memtrace_tests::{serial, wait};
 
@@ -159,5 +160,33 @@ fn a_container_that_the_kernel_kills_for_its_memory_has_its_report() -> Result<(
     let native = &recorded.last()?.native;
     let eaten = native.stacks.iter().filter(|stack| stack.contains("eat")).map(|it| it.bytes);
     ensure!(eaten.sum::<u64>() == outstanding, "{:?}", native.outstanding);
+    Ok(())
+}
+
+#[test]
+fn a_container_that_is_restarted_under_its_name_is_followed() -> Result<()> {
+    let _turn = serial::turn()?;
+    let image = Image::of("restarted", &[&compile::program("busy", Kind::C)?], &[])?;
+    let options = ["--network", "none", &image.name, "/busy", "1", "100"];
+    let container = Container::run("restarted", &options)?;
+    let recording = Recording::start(&["--container", &container.name, "--follow"])?;
+    std::thread::sleep(Duration::from_secs(2));
+    docker(&["restart", "--time", "0", &container.name])?;
+    std::thread::sleep(Duration::from_secs(5));
+    let recorded = recording.interrupt()?.recorded()?;
+    balanced(&recorded)?;
+    let [before, after] = &recorded.processes[..] else {
+        anyhow::bail!("one before, one after: {:#?}", recorded.processes);
+    };
+    ensure!(before.came == "at_start" && after.came == "found", "{:#?}", recorded.processes);
+    ensure!(after.pid == container.pid()?, "{after:#?}");
+    for process in [before, after] {
+        let totals = process.totals.context("totals")?;
+        ensure!(totals.allocated.blocks > 0, "nothing was seen of {process:#?}");
+    }
+    let unseen = Duration::from_nanos(after.unseen_ns.context("how long it was not seen")?);
+    println!("after the restart it was not seen for {unseen:?}");
+    // 0.67 s at a load of 9 on two CPUs.
+    ensure!(unseen < Duration::from_secs(3), "it was not seen for {unseen:?}");
     Ok(())
 }
