@@ -135,24 +135,29 @@ pub struct RecordArgs {
     pub verbose: bool,
 }
 
-/// Exactly one of these says what to trace.
+/// Exactly one of these says what to trace; a pod's container is named by both.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
+#[group(required = true, multiple = true)]
 pub struct TargetArgs {
     /// A process by its id in this pid namespace
     #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(conflicts_with_all = ["container", "pod", "cgroup", "command"])]
     pub pid: Option<u32>,
 
     /// A container by name or id prefix (docker, podman, containerd, CRI-O): all of its processes,
-    /// and those that come
+    /// and those that come. With `--pod`, that pod's container
+    #[arg(conflicts_with_all = ["cgroup", "command"])]
     #[arg(short, long, value_name = "NAME|ID", value_parser = NonEmptyStringValueParser::new())]
     pub container: Option<String>,
 
-    /// A Kubernetes pod by UID (or its beginning), NAME or NAMESPACE/NAME: all of its processes
+    /// A Kubernetes pod by UID (or its beginning), NAME or NAMESPACE/NAME: all processes of all of
+    /// its containers
+    #[arg(conflicts_with_all = ["cgroup", "command"])]
     #[arg(long, value_name = "UID|NAME", value_parser = NonEmptyStringValueParser::new())]
     pub pod: Option<String>,
 
     /// A cgroup by its path in the hierarchy (`/docker/ID`) or its directory: all of its processes
+    #[arg(conflicts_with = "command")]
     #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
     pub cgroup: Option<String>,
 
@@ -238,6 +243,7 @@ pub struct ExplainArgs {
 
     /// Explain what `--save` wrote, without root and without the process
     #[arg(long, value_name = "FILE", group = "what")]
+    #[arg(conflicts_with_all = ["pid", "container", "pod", "cgroup"])]
     pub from: Option<PathBuf>,
 
     /// Where the Go runtime's books come from: `memory` (the process's own), `http` (its pprof port,
@@ -274,19 +280,23 @@ pub struct ExplainArgs {
     pub color: ColorChoice,
 }
 
-/// Exactly one of these, or `--from`, says what to explain.
+/// Exactly one of these, or `--from`, says what to explain; a pod's container is named by both.
 #[derive(Debug, Args)]
-#[group(id = "what", required = true, multiple = false)]
+#[group(id = "what", required = true, multiple = true)]
 pub struct ExplainTarget {
     /// A process by its id in this pid namespace, and the container (or cgroup) that it is in
+    #[arg(conflicts_with_all = ["container", "pod", "cgroup"])]
     #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub pid: Option<u32>,
 
-    /// A container by name or id prefix
+    /// A container by name or id prefix (docker, podman, containerd, CRI-O). With `--pod`, that pod's
+    /// container
+    #[arg(conflicts_with = "cgroup")]
     #[arg(short, long, value_name = "NAME|ID", value_parser = NonEmptyStringValueParser::new())]
     pub container: Option<String>,
 
     /// A Kubernetes pod by UID (or its beginning), NAME or NAMESPACE/NAME
+    #[arg(conflicts_with = "cgroup")]
     #[arg(long, value_name = "UID|NAME", value_parser = NonEmptyStringValueParser::new())]
     pub pod: Option<String>,
 
@@ -559,5 +569,21 @@ mod tests {
             Cli::try_parse_from(["memtrace", "record", "--pid", "1", "--container", "x"]).is_err()
         );
         assert!(Cli::try_parse_from(["memtrace", "record", "--", "ls", "-l"]).is_ok());
+        let targets = [["--pid", "1"], ["--container", "x"], ["--pod", "x"], ["--cgroup", "/x"]];
+        for verb in ["record", "explain"] {
+            for (at, one) in targets.iter().enumerate() {
+                let parse = |more: &[&str]| {
+                    Cli::try_parse_from([&["memtrace", verb], &one[..], more].concat()).is_ok()
+                };
+                assert!(parse(&[]), "{verb} {one:?}");
+                let more: &[&str] = if verb == "record" { &["--", "ls"] } else { &["--from", "f"] };
+                assert!(!parse(more), "{verb} {one:?} {more:?}");
+                for other in &targets[at + 1..] {
+                    // A container of a pod.
+                    let both = (one[0], other[0]) == ("--container", "--pod");
+                    assert_eq!(parse(other), both, "{verb} {one:?} {other:?}");
+                }
+            }
+        }
     }
 }

@@ -12,6 +12,8 @@
 //! Modules stand in the order in which data flows. Only [`kernel`] names aya; [`session`] is the
 //! only caller of everything.
 
+pub mod grpc;
+
 pub mod http;
 
 pub mod sanitize;

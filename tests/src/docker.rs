@@ -62,22 +62,7 @@ pub struct Image {
 impl Image {
     /// `more` are files that the loader does not know of, for instance preloaded allocators.
     pub fn of(name: &str, executables: &[&Path], more: &[&Path]) -> Result<Self> {
-        let root = tempfile::tempdir().context("create a directory for the image")?;
-        fs::create_dir(root.path().join("tmp"))?;
-        for executable in executables {
-            let Some(file_name) = executable.file_name() else {
-                bail!("`{}` is no file", executable.display())
-            };
-            copy(executable, &root.path().join(file_name))?;
-        }
-        let mut libraries = Vec::new();
-        for file in executables.iter().chain(more) {
-            libraries.extend(needed_libraries(file)?);
-        }
-        for library in libraries.iter().map(PathBuf::as_path).chain(more.iter().copied()) {
-            copy(library, &root.path().join(library.strip_prefix("/")?))?;
-        }
-        Self::import(name, root.path())
+        Self::import(name, lay_out(executables, more)?.path())
     }
 
     /// An image of programs at the paths that they have here, with their libraries, and of
@@ -140,6 +125,26 @@ impl Drop for Image {
         // An image in use by a container that could not be removed stays.
         _ = docker(&["rmi", "--force", &self.name]);
     }
+}
+
+/// A root directory of nothing but these executables and the libraries that they need.
+pub fn lay_out(executables: &[&Path], more: &[&Path]) -> Result<tempfile::TempDir> {
+    let root = tempfile::tempdir().context("create a directory for the image")?;
+    fs::create_dir(root.path().join("tmp"))?;
+    for executable in executables {
+        let Some(file_name) = executable.file_name() else {
+            bail!("`{}` is no file", executable.display())
+        };
+        copy(executable, &root.path().join(file_name))?;
+    }
+    let mut libraries = Vec::new();
+    for file in executables.iter().chain(more) {
+        libraries.extend(needed_libraries(file)?);
+    }
+    for library in libraries.iter().map(PathBuf::as_path).chain(more.iter().copied()) {
+        copy(library, &root.path().join(library.strip_prefix("/")?))?;
+    }
+    Ok(root)
 }
 
 /// Anybody may write there.

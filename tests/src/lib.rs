@@ -7,10 +7,12 @@
 pub mod browser;
 pub mod compile;
 pub mod conformance;
+pub mod cri;
 pub mod docker;
 pub mod go_books;
 pub mod ledger;
 pub mod memtrace;
+pub mod podman;
 pub mod program;
 pub mod recorded;
 pub mod serial;

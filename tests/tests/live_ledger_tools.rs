@@ -1,66 +1,17 @@
 //! What other tools show of the same processes: podman's and procps' own output; and what a recording
 //! adds to the ledger: what is outstanding, by stack, and malloc's books.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use memtrace_tests::compile::{self, Kind};
 use memtrace_tests::ledger::{Explained, PAGE, about, docker_figure, find};
 use memtrace_tests::memtrace::Recording;
+use memtrace_tests::podman::{Podman, podman};
 use memtrace_tests::program::Program;
 use memtrace_tests::serial;
 use serde_json::Value;
-
-fn podman(arguments: &[&str]) -> Result<String> {
-    // As its default runtime does not take hybrid hierarchies.
-    let output = Command::new("podman")
-        .args(["--runtime", "runc"])
-        .args(arguments)
-        .output()
-        .context("run podman: `cargo xtask setup` installs it")?;
-    if !output.status.success() {
-        bail!(
-            "podman {} ended with {}: {}",
-            arguments.join(" "),
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// A container of podman's, removed with its image when dropped.
-struct Podman {
-    name: String,
-}
-
-impl Podman {
-    fn run(directory: &Path, command: &[&str]) -> Result<Self> {
-        let name = format!("memtrace-test-{}-podman", std::process::id());
-        let script = "tar -C \"$0\" -c . | podman import - \"$1\"";
-        let import = Command::new("sh").args(["-c", script]).arg(directory).arg(&name).output()?;
-        ensure!(import.status.success(), "{}", String::from_utf8_lossy(&import.stderr));
-        let container = Self { name };
-        // Limits that need no right to raise them.
-        let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
-        let mut run = vec!["run", "--detach", "--name", &container.name, "--network", "none"];
-        run.extend(limits);
-        run.extend(["--memory", "128m", &container.name]);
-        run.extend(command);
-        podman(&run)?;
-        Ok(container)
-    }
-}
-
-impl Drop for Podman {
-    fn drop(&mut self) {
-        // Nothing can be done about what cannot be removed.
-        _ = podman(&["rm", "--force", "--time", "0", &self.name]);
-        _ = podman(&["rmi", "--force", &self.name]);
-    }
-}
 
 #[test]
 fn podman_stats_and_its_conmon_are_told() -> Result<()> {
@@ -71,7 +22,7 @@ fn podman_stats_and_its_conmon_are_told() -> Result<()> {
     // A file of 24 MiB in the cache: what is charged and what is used differ.
     let work =
         "dd if=/dev/zero of=/file bs=65536 count=384 2>/dev/null; exec /bin/busybox sleep 600";
-    let container = Podman::run(root.path(), &["/bin/busybox", "sh", "-c", work])?;
+    let container = Podman::run("stats", root.path(), &["/bin/busybox", "sh", "-c", work])?;
     std::thread::sleep(Duration::from_secs(2));
     let explained = || Explained::of(&["--container", &container.name]);
     let before = explained()?;

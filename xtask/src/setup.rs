@@ -36,6 +36,8 @@ const TESTS: &[&str] = &[
     "memcached",
     "nginx-light|nginx",
     "docker.io",
+    // A pod, by its CRI plugin, with `ctr` to bring images in.
+    "containerd",
     // What `podman stats` shows, and where its monitor is charged.
     "podman",
     // Objects whose unwind tables are compared row by row, and the names of libc's own frames.

@@ -137,7 +137,8 @@ impl Page<'_> {
                 format!("container {name} ({} {short_id})", container.runtime)
             }
             None => match &subject.pod_uid {
-                Some(uid) => format!("pod {uid}"),
+                Some(uid) if *uid == subject.asked => format!("pod {uid}"),
+                Some(uid) => format!("pod {} ({uid})", subject.asked),
                 None => subject.asked.clone(),
             },
         };

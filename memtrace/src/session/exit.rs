@@ -6,7 +6,6 @@ use crate::kernel::KernelError;
 use crate::tracee::cgroup::LocateError;
 use crate::tracee::cgroup::freeze::FreezeError;
 use crate::tracee::container::ContainerError;
-use crate::tracee::container::pod::PodError;
 use crate::tracee::process::ProcessError;
 use crate::tracee::spawn::SpawnError;
 
@@ -65,7 +64,7 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
                 _ => 3,
             });
         }
-        if cause.is::<LocateError>() || cause.is::<PodError>() {
+        if cause.is::<LocateError>() {
             return Some(3);
         }
         if let Some(error) = cause.downcast_ref::<FreezeError>() {

@@ -24,7 +24,7 @@ use crate::tracee::cgroup::freeze::freeze;
 use crate::tracee::cgroup::{
     LocateError, MOST_SMAPS, Place, Wanted, gather, place_at, place_of_path, place_of_process,
 };
-use crate::tracee::container::pod::find_pod;
+use crate::tracee::container::pod::{find_container_in, find_pod};
 use crate::tracee::container::{container_of, find_container};
 use crate::tracee::heap::{self, Depth};
 use crate::tracee::mappings::Mappings;
@@ -164,7 +164,10 @@ async fn resolve(target: &ExplainTarget) -> Result<Wanted> {
         return of_pid(pid).await;
     }
     if let Some(name) = &target.container {
-        let found = find_container(name).await?;
+        let found = match &target.pod {
+            Some(pod) => find_container_in(pod, name).await?,
+            None => find_container(name).await?,
+        };
         let id = found.container.id.clone();
         return Ok(Wanted {
             place: place(place_of_process(Path::new("/proc"), found.first_pid, Some(&id))),
@@ -179,11 +182,11 @@ async fn resolve(target: &ExplainTarget) -> Result<Wanted> {
         });
     }
     if let Some(asked) = &target.pod {
-        let pod = find_pod(asked)?;
+        let pod = find_pod(asked).await?;
         return Ok(Wanted {
             place: place(place_of_path(Path::new("/proc"), &pod.cgroup_path)),
             subject: Subject {
-                asked: pod.name.unwrap_or_else(|| asked.clone()),
+                asked: pod.name.unwrap_or_else(|| pod.uid.clone()),
                 container: None,
                 pod_uid: Some(pod.uid),
                 main_pid: pod.pids.first().copied(),

@@ -13,7 +13,7 @@ use crate::plan::decide::is_wanted;
 use crate::snapshot::Container;
 use crate::tracee::allocators::read_objects;
 use crate::tracee::cgroup::{place_at, place_of_path, place_of_process};
-use crate::tracee::container::pod::find_pod;
+use crate::tracee::container::pod::{find_container_in, find_pod};
 use crate::tracee::container::{container_of, find_container, processes_below};
 use crate::tracee::mappings::Mappings;
 use crate::tracee::process::Process;
@@ -57,7 +57,10 @@ pub async fn resolve(args: &TargetArgs) -> Result<Target> {
 pub async fn find_group(args: &TargetArgs) -> Result<Option<Group>> {
     let proc = Path::new("/proc");
     if let Some(name) = &args.container {
-        let found = find_container(name).await?;
+        let found = match &args.pod {
+            Some(pod) => find_container_in(pod, name).await?,
+            None => find_container(name).await?,
+        };
         let main = first_with_allocator(found.first_pid, &found.all_pids);
         let scope = match place_of_process(proc, found.first_pid, Some(&found.container.id)) {
             Ok(place) => Scope::Cgroup(place.directory),
@@ -71,16 +74,22 @@ pub async fn find_group(args: &TargetArgs) -> Result<Option<Group>> {
         let container = Some(found.container);
         return Ok(Some(Group { main, all: found.all_pids, scope, container }));
     }
+    let mut pids = Vec::new();
     let (asked, place) = match (&args.pod, &args.cgroup) {
-        (Some(name), _) => (name, place_of_path(proc, &find_pod(name)?.cgroup_path)?),
+        (Some(name), _) => {
+            let pod = find_pod(name).await?;
+            pids = pod.pids;
+            (name, place_of_path(proc, &pod.cgroup_path)?)
+        }
         (None, Some(path)) => (path, place_at(proc, path)?),
         (None, None) => return Ok(None),
     };
     let all = processes_below(&place.directory);
-    let Some(&first) = all.first() else {
+    // A pod's own containers are named before its sandbox.
+    let Some(&first) = pids.iter().find(|pid| all.contains(pid)).or(all.first()) else {
         return Err(SessionError::NoProcess { asked: asked.clone() }.into());
     };
-    let main = first_with_allocator(first, &all);
+    let main = first_with_allocator(first, if pids.is_empty() { &all } else { &pids });
     let container = container_of(main).await;
     Ok(Some(Group { main, all, scope: Scope::Cgroup(place.directory), container }))
 }

@@ -67,6 +67,7 @@ pub(in crate::tracee) fn containers_in(path: &str) -> Vec<Named> {
     let mut end = 0;
     // A bare id says nothing of its runtime; the nearest ancestor that does, does.
     let mut ancestor = "cgroup";
+    let mut ancestor_is_pod = false;
     for segment in path.split('/') {
         let start = end;
         end = start + segment.len() + 1;
@@ -75,6 +76,11 @@ pub(in crate::tracee) fn containers_in(path: &str) -> Vec<Named> {
                 "" => Some(ancestor),
                 prefix => runtime_of_prefix(prefix),
             };
+            // `/libpod_parent/POD/libpod-ID`: what looks like an outer container is podman's pod.
+            if prefix.starts_with("libpod") && ancestor_is_pod {
+                found.pop();
+            }
+            ancestor_is_pod = prefix.is_empty() && ancestor == "podman";
             if let Some(runtime) = runtime {
                 let path = path[..end - 1].to_string();
                 found.push(Named { runtime, id: id.to_string(), path });

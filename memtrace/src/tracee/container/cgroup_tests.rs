@@ -17,6 +17,9 @@ fn paths_of_both_cgroup_drivers_are_known() {
         ("docker", format!("/ecs/0123456789abcdef0123456789abcdef/{A}")),
         ("podman", format!("/libpod_parent/libpod-{A}")),
         ("podman", format!("/machine.slice/libpod-{A}.scope/container")),
+        // In a pod of podman's own, whose id is of the same form.
+        ("podman", format!("/libpod_parent/{B}/libpod-{A}")),
+        ("podman", format!("/machine.slice/machine-libpod_pod_{B}.slice/libpod-{A}.scope")),
         (
             "podman",
             format!("/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{A}.scope"),

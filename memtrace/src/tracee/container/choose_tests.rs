@@ -11,7 +11,7 @@ fn container(start: &str, name: &str, state: &str) -> Candidate {
         names: vec![name.to_string()],
         image: None,
         state: Some(state.to_string()),
-        pid: None,
+        ..Candidate::default()
     }
 }
 

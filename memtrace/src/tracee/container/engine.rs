@@ -75,12 +75,16 @@ pub(super) fn conventional(
         }
     }
     // Rootless daemons of the user who called sudo.
-    let user = configured("SUDO_UID").and_then(|uid| uid.parse::<u32>().ok());
-    if let Some(uid) = user.filter(|uid| *uid != 0) {
+    if let Some(uid) = sudo_user(&environment) {
         add("docker", format!("/run/user/{uid}/docker.sock"));
         add("podman", format!("/run/user/{uid}/podman/podman.sock"));
     }
     (engines, unasked)
+}
+
+/// The user who called sudo, when that is another than root.
+pub(super) fn sudo_user(environment: impl Fn(&str) -> Option<String>) -> Option<u32> {
+    environment("SUDO_UID")?.parse().ok().filter(|uid| *uid != 0)
 }
 
 impl Engine {
@@ -163,9 +167,10 @@ fn parse_list(runtime: &str, body: &[u8]) -> Result<Vec<Candidate>, serde_json::
         names: entry.names.unwrap_or_default().iter().map(|name| clean_name(name)).collect(),
         image: entry.image.map(|image| printable(&image)),
         state: entry.state.map(|state| printable(&state)),
-        pid: None,
+        ..Candidate::default()
     };
-    Ok(entries.into_iter().filter(|entry| is_id(&entry.id)).map(candidate).collect())
+    let entries = entries.into_iter().filter(|entry| is_id(&entry.id));
+    Ok(entries.map(|entry| candidate(entry).with_kubelet_name()).collect())
 }
 
 fn parse_inspect(runtime: &str, body: &[u8]) -> Result<Option<Candidate>, serde_json::Error> {
@@ -174,14 +179,16 @@ fn parse_inspect(runtime: &str, body: &[u8]) -> Result<Option<Candidate>, serde_
         return Ok(None);
     }
     let pid = inspected.state.as_ref().and_then(|state| u32::try_from(state.pid).ok());
-    Ok(Some(Candidate {
+    let candidate = Candidate {
         id: inspected.id,
         runtime: runtime.to_string(),
         names: inspected.name.iter().map(|name| clean_name(name)).collect(),
         image: inspected.config.and_then(|config| config.image).map(|image| printable(&image)),
         state: inspected.state.and_then(|state| state.status).map(|status| printable(&status)),
         pid: pid.filter(|pid| *pid != 0),
-    }))
+        ..Candidate::default()
+    };
+    Ok(Some(candidate.with_kubelet_name()))
 }
 
 /// `{"message": "…"}`, as errors come

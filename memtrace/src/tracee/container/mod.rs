@@ -1,20 +1,23 @@
 //! From a container's name or id prefix to its processes, and back.
 //!
-//! First the daemons' sockets are asked; what they do not know is looked for in the cgroups of all
-//! processes and in the runtimes' state files. Nobody's word is taken for a pid: the process must
-//! be in a cgroup that names the container. Limits: containers without a 64-digit id (LXC,
+//! The daemons' sockets are asked (Docker's API, Kubernetes' CRI), the runtimes' state files and the
+//! cgroups of all processes are read, and what they tell of one container is put together. Nobody's
+//! word is taken for a pid: the process must be in a cgroup that names the container. Limits: containers without a 64-digit id (LXC,
 //! systemd-nspawn) are not known by name; use their pid.
 
 pub(in crate::tracee) mod cgroup;
 mod choose;
+pub mod cri;
 mod engine;
 pub mod pod;
+mod shims;
 mod state_files;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use choose::Candidate;
+pub use choose::{Candidate, PodName};
+pub use cri::CriSocket;
 pub use engine::{Engine, EngineError};
 pub use state_files::StateFiles;
 
@@ -70,6 +73,13 @@ pub enum ContainerError {
         "container {candidate} is not running; start it, or trace its command with `-- COMMAND`"
     )]
     NotRunning { candidate: Box<Candidate> },
+    #[error(
+        "no container of pod {pod} matches `{asked}` by name or id prefix{}",
+        choose::candidates("; there are", known)
+    )]
+    NotInPod { asked: String, pod: String, known: Vec<Candidate> },
+    #[error(transparent)]
+    Pod(#[from] pod::PodError),
     #[error("permission to ask `{}` for container `{asked}` was denied, and no cgroup or state file tells of it{}; run memtrace as root", socket.display(), choose::candidates("; there are", known))]
     SocketDenied { asked: String, socket: PathBuf, known: Vec<Candidate> },
     #[error("container {candidate} is running, but {} here; run memtrace in the host's pid namespace (in a container: `--pid=host`), or give `--pid`", not_visible(*pid))]
@@ -112,6 +122,7 @@ fn not_visible(pid: Option<u32>) -> String {
 #[derive(Clone, Debug)]
 pub struct Sources {
     pub engines: Vec<Engine>,
+    pub cri: Vec<CriSocket>,
     /// Daemons that are configured but cannot be asked.
     pub unasked: Vec<Unanswered>,
     pub state_files: StateFiles,
@@ -119,17 +130,34 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The sockets of `DOCKER_HOST`, `CONTAINER_HOST` and convention, the usual state files.
+    /// The sockets of `DOCKER_HOST`, `CONTAINER_HOST`, `CONTAINER_RUNTIME_ENDPOINT` and convention, the
+    /// usual state files, and both of every containerd whose shims run here.
     pub fn from_environment() -> Self {
         Self::from_variables(|variable| std::env::var(variable).ok())
     }
 
     /// As [`Self::from_environment`], with the environment given.
     pub fn from_variables(environment: impl Fn(&str) -> Option<String>) -> Self {
-        let (engines, unasked) = engine::conventional(environment);
+        let (engines, mut unasked) = engine::conventional(&environment);
+        let (mut cri, not_unix) = cri::conventional(&environment);
+        unasked.extend(not_unix);
         let unasked = unasked.into_iter().map(|(who, why)| Unanswered { who, why }).collect();
-        let state_files = StateFiles::conventional();
-        Self { engines, unasked, state_files, proc: PathBuf::from("/proc") }
+        let proc = PathBuf::from("/proc");
+        let mut state_files = StateFiles::conventional();
+        let shims = shims::find(&proc);
+        state_files.containerd.extend(shims.tasks);
+        if environment(cri::VARIABLE).is_none_or(|value| value.is_empty()) {
+            let more = shims.sockets.into_iter().map(|path| CriSocket { path });
+            let more: Vec<_> = more.filter(|socket| !cri.contains(socket)).collect();
+            cri.extend(more);
+        }
+        if let Some(uid) = engine::sudo_user(&environment)
+            && let Ok(Some(user)) = nix::unistd::User::from_uid(uid.into())
+        {
+            let runtime_directory = format!("/run/user/{uid}");
+            state_files.add_rootless(&user.dir, Path::new(&runtime_directory));
+        }
+        Self { engines, cri, unasked, state_files, proc }
     }
 }
 
@@ -153,33 +181,7 @@ impl Sources {
     /// See [`find_container`].
     pub async fn find(&self, asked: &str) -> Result<ContainerTarget, ContainerError> {
         let wanted = asked.strip_prefix('/').unwrap_or(asked);
-        let mut silent = self.unasked.clone();
-        let mut denied = None;
-        let mut known = Vec::new();
-        let mut answering = Vec::new();
-        for engine in &self.engines {
-            match engine.list(ASK_TIMEOUT).await {
-                Ok(listed) => {
-                    answering.push(engine);
-                    merge(&mut known, listed);
-                }
-                Err(error) => {
-                    if error.is_denied() {
-                        denied.get_or_insert_with(|| engine.socket.clone());
-                    }
-                    let who = engine.socket.display().to_string();
-                    silent.push(Unanswered { who, why: chain(&error) });
-                }
-            }
-        }
-        // A daemon's exact match needs no second opinion; a prefix could be of another runtime's.
-        let exact = |it: &Candidate| it.id == wanted || it.names.iter().any(|name| name == wanted);
-        let scanned = cgroup::scan(&self.proc)
-            .map_err(|source| ContainerError::Proc { proc: self.proc.clone(), source })?;
-        if !known.iter().any(exact) {
-            merge(&mut known, self.state_files.read());
-            merge(&mut known, scanned.iter().flat_map(from_cgroup).collect());
-        }
+        let Told { mut known, scanned, answering, denied, silent } = self.gather().await?;
         let asked = printable(asked);
         let candidate = match choose(wanted, &known) {
             Choice::One(candidate) => candidate.clone(),
@@ -196,6 +198,32 @@ impl Sources {
             }
         };
         self.locate(candidate, &answering, &scanned).await
+    }
+
+    /// Everything that anybody tells, the daemons first.
+    async fn gather(&self) -> Result<Told<'_>, ContainerError> {
+        let mut told = Told { silent: self.unasked.clone(), ..Told::default() };
+        for engine in &self.engines {
+            match engine.list(ASK_TIMEOUT).await {
+                Ok(listed) => {
+                    told.answering.push(engine);
+                    merge(&mut told.known, listed);
+                }
+                Err(error) => told.add_silent(&engine.socket, error.is_denied(), &error),
+            }
+        }
+        for socket in &self.cri {
+            match socket.list(ASK_TIMEOUT).await {
+                Ok(listed) => merge(&mut told.known, listed),
+                Err(error) if error.is_without_cri() => {}
+                Err(error) => told.add_silent(&socket.path, error.is_denied(), &error),
+            }
+        }
+        told.scanned = cgroup::scan(&self.proc)
+            .map_err(|source| ContainerError::Proc { proc: self.proc.clone(), source })?;
+        merge(&mut told.known, self.state_files.read());
+        merge(&mut told.known, told.scanned.iter().flat_map(from_cgroup).collect());
+        Ok(told)
     }
 
     /// The processes of a container that was chosen.
@@ -248,10 +276,43 @@ impl Sources {
 
     async fn told_of(&self, id: &str) -> Option<Candidate> {
         let engines: Vec<_> = self.engines.iter().collect();
-        match inspect(&engines, id, QUICK_TIMEOUT).await {
-            Some(told) => Some(told),
-            None => self.state_files.read().into_iter().find(|it| it.id == id),
+        if let Some(told) = inspect(&engines, id, QUICK_TIMEOUT).await {
+            return Some(told);
         }
+        if let Some(told) = self.state_files.read().into_iter().find(|it| it.id == id)
+            && !told.names.is_empty()
+        {
+            return Some(told);
+        }
+        for socket in &self.cri {
+            let listed = socket.list(QUICK_TIMEOUT).await.unwrap_or_default();
+            if let Some(told) = listed.into_iter().find(|it| it.id == id) {
+                return Some(told);
+            }
+        }
+        None
+    }
+}
+
+/// What everybody told, put together.
+#[derive(Default)]
+struct Told<'a> {
+    known: Vec<Candidate>,
+    scanned: Vec<cgroup::Contained>,
+    /// Engines that can be asked again.
+    answering: Vec<&'a Engine>,
+    /// The first socket that is there, but not for us.
+    denied: Option<PathBuf>,
+    silent: Vec<Unanswered>,
+}
+
+impl Told<'_> {
+    fn add_silent(&mut self, socket: &Path, denied: bool, error: &dyn std::error::Error) {
+        if denied {
+            self.denied.get_or_insert_with(|| socket.to_path_buf());
+        }
+        let who = printable(&socket.display().to_string());
+        self.silent.push(Unanswered { who, why: chain(error) });
     }
 }
 
@@ -271,10 +332,8 @@ fn from_cgroup(process: &cgroup::Contained) -> Vec<Candidate> {
     let candidate = |named: &cgroup::Named| Candidate {
         id: named.id.clone(),
         runtime: named.runtime.to_string(),
-        names: Vec::new(),
-        image: None,
         state: Some("running".to_string()),
-        pid: None,
+        ..Candidate::default()
     };
     process.containers.iter().map(candidate).collect()
 }

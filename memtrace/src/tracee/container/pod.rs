@@ -1,4 +1,4 @@
-//! A Kubernetes pod by its UID or its name, from cgroup paths and containerd's bundles.
+//! A Kubernetes pod by its UID or its name, and a container in it.
 //!
 //! ```text
 //! cgroupfs  /kubepods[/burstable|/besteffort]/podUID/ID
@@ -7,37 +7,43 @@
 //!
 //! A UID has dashes when it came from the API server, none for a static pod; a slice's name has
 //! underscores instead. The path is the one in a process's own cgroup file: empty look-alikes
-//! beside it are never met. Limit: a pod's name is known where containerd's bundles can be read.
+//! beside it are never met. Names come from the runtime's socket (CRI) or its state files. Limit: the
+//! UID of a static pod is the kubelet's; the API server's copy of the pod has another one.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use super::cgroup::{self, parse_memberships, read_cgroup_file};
-use super::state_files::StateFiles;
+use super::cgroup::{parse_memberships, read_cgroup_file};
+use super::choose::{self, Candidate, Choice};
+use super::{ContainerError, ContainerTarget, Sources, Told, Unanswered, printable, unanswered};
 
 /// A pod that has a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodTarget {
     /// In lower case, with dashes where it had any.
     pub uid: String,
-    /// `NAMESPACE/POD`, where containerd tells it.
+    /// `NAMESPACE/POD`, where the runtime tells it.
     pub name: Option<String>,
     /// Its cgroup, in the hierarchy that accounts for memory.
     pub cgroup_path: String,
-    /// Its processes, in our pid namespace.
+    /// Its processes, in our pid namespace; the sandbox's own last.
     pub pids: Vec<u32>,
+    /// Its containers and its sandbox, as far as they are known.
+    pub containers: Vec<Candidate>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
-    #[error("failed to list processes in `{proc}`")]
-    Proc {
-        proc: String,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("no pod matches `{asked}` by UID or name{}", list("; there are", known))]
-    NotFound { asked: String, known: Vec<String> },
+    #[error(
+        "no pod matches `{asked}` by UID or name{}{}",
+        list("; there are", known),
+        unanswered(silent)
+    )]
+    NotFound { asked: String, known: Vec<String>, silent: Vec<Unanswered> },
+    #[error(
+        "pod {pod} is known to the runtime, but no process here is in its cgroup: it does not run, or it was not made by a kubelet; try `--container` with one of its containers{}",
+        choose::candidates("", containers)
+    )]
+    NoCgroup { pod: String, containers: Vec<Candidate> },
     #[error(
         "several pods match `{asked}`{}; give more of the UID, or NAMESPACE/NAME",
         list("", matches)
@@ -74,7 +80,8 @@ pub fn pod_in(path: &str) -> Option<(String, &str)> {
 /// `podUID`, `kubepods-burstable-podU_I_D.slice`
 fn uid_of(segment: &str) -> Option<String> {
     let name = match segment.strip_suffix(".slice") {
-        Some(slice) => slice.strip_prefix("kubepods-")?.rsplit_once("pod")?.1,
+        // A kubelet may have a root of its own: `kubelet-kubepods-…`.
+        Some(slice) => slice.split_once("kubepods-")?.1.rsplit_once("pod")?.1,
         None => segment.strip_prefix("pod")?,
     };
     let uid = name.replace('_', "-").to_ascii_lowercase();
@@ -84,49 +91,137 @@ fn uid_of(segment: &str) -> Option<String> {
 }
 
 /// The pod that `asked` means: a UID (or its beginning, dashes or not), `POD` or `NAMESPACE/POD`.
-pub fn find_pod(asked: &str) -> Result<PodTarget, PodError> {
-    find_in(Path::new("/proc"), &StateFiles::conventional(), asked)
+///
+/// Needs a tokio runtime with I/O and time, as [`super::find_container`].
+pub async fn find_pod(asked: &str) -> Result<PodTarget, ContainerError> {
+    Sources::from_environment().find_pod(asked).await
 }
 
-fn find_in(proc: &Path, state_files: &StateFiles, asked: &str) -> Result<PodTarget, PodError> {
-    let mut pods: BTreeMap<String, PodTarget> = BTreeMap::new();
-    let mut containers: Vec<(String, String)> = Vec::new();
-    let scanned = cgroup::scan(proc)
-        .map_err(|source| PodError::Proc { proc: proc.display().to_string(), source })?;
-    for process in scanned {
-        let Ok(text) = read_cgroup_file(proc, process.pid) else { continue };
-        let memberships = parse_memberships(&text);
-        let Some((uid, path)) = memberships.iter().find_map(|line| pod_in(line.path)) else {
-            continue;
-        };
-        let pod = pods.entry(uid.clone()).or_insert_with(|| PodTarget {
-            uid: uid.clone(),
-            name: None,
-            cgroup_path: path.to_owned(),
-            pids: Vec::new(),
-        });
-        pod.pids.push(process.pid);
-        containers.extend(process.containers.into_iter().map(|named| (named.id, uid.clone())));
+/// The container of a pod: its name there, or the beginning of its id.
+pub async fn find_container_in(pod: &str, asked: &str) -> Result<ContainerTarget, ContainerError> {
+    Sources::from_environment().find_container_in(pod, asked).await
+}
+
+impl Sources {
+    /// See [`find_pod`].
+    pub async fn find_pod(&self, asked: &str) -> Result<PodTarget, ContainerError> {
+        let told = self.gather().await?;
+        self.choose_pod(asked, &told)
     }
-    for candidate in state_files.read() {
-        let Some((_, uid)) = containers.iter().find(|(id, _)| *id == candidate.id) else {
-            continue;
+
+    /// See [`find_container_in`].
+    pub async fn find_container_in(
+        &self,
+        pod: &str,
+        asked: &str,
+    ) -> Result<ContainerTarget, ContainerError> {
+        let told = self.gather().await?;
+        let pod = self.choose_pod(pod, &told)?;
+        let mut known = pod.containers.clone();
+        let candidate = match choose::choose(asked, &known) {
+            Choice::One(candidate) => candidate.clone(),
+            Choice::Several(matches) => {
+                let matches = matches.into_iter().cloned().collect();
+                return Err(ContainerError::Ambiguous { asked: printable(asked), matches });
+            }
+            Choice::None => {
+                choose::sort_by_likeness(asked, &mut known);
+                let (asked, pod) = (printable(asked), shown(&pod));
+                return Err(ContainerError::NotInPod { asked, pod, known });
+            }
         };
-        // NAMESPACE/POD/CONTAINER
-        let full = candidate.names.iter().find(|name| name.matches('/').count() == 2);
-        let name = full.and_then(|name| name.rsplit_once('/')).map(|(pod, _)| pod.to_owned());
-        if let Some(pod) = pods.get_mut(uid)
-            && pod.name.is_none()
-        {
-            pod.name = name;
+        self.locate(candidate, &told.answering, &told.scanned).await
+    }
+
+    fn choose_pod(&self, asked: &str, told: &Told<'_>) -> Result<PodTarget, ContainerError> {
+        let pods = self.pods(told).into_values().collect();
+        choose_pod(asked, pods, &told.silent).map_err(ContainerError::Pod)
+    }
+
+    /// Every pod that has a process or that a runtime knows, by its UID without dashes.
+    fn pods(&self, told: &Told<'_>) -> BTreeMap<String, PodTarget> {
+        let mut pods: BTreeMap<String, PodTarget> = BTreeMap::new();
+        // (container, pod)
+        let mut members: Vec<(&str, String)> = Vec::new();
+        for process in &told.scanned {
+            let Ok(text) = read_cgroup_file(&self.proc, process.pid) else { continue };
+            let memberships = parse_memberships(&text);
+            let Some((uid, path)) = memberships.iter().find_map(|line| pod_in(line.path)) else {
+                continue;
+            };
+            let key = plain(&uid);
+            let pod = pods.entry(key.clone()).or_insert_with(|| PodTarget::new(uid));
+            pod.cgroup_path = path.to_owned();
+            pod.pids.push(process.pid);
+            // What is further in is a container's own affair.
+            members
+                .extend(process.containers.first().map(|outermost| (outermost.id.as_str(), key)));
         }
+        for candidate in &told.known {
+            let by_process = members.iter().find(|(id, _)| *id == candidate.id);
+            let told_uid = candidate.pod.as_ref().and_then(|pod| pod.uid.as_ref());
+            let key = match (by_process, told_uid) {
+                (Some((_, key)), _) => key.clone(),
+                (None, Some(uid)) => plain(uid),
+                (None, None) => continue,
+            };
+            let pod = pods
+                .entry(key.clone())
+                .or_insert_with(|| PodTarget::new(told_uid.cloned().unwrap_or(key)));
+            if pod.name.is_none() {
+                pod.name = candidate.pod.as_ref().map(ToString::to_string);
+            }
+            pod.containers.push(candidate.clone());
+        }
+        for pod in pods.values_mut() {
+            let of_sandbox = |pid: &u32| {
+                let process = told.scanned.iter().find(|process| process.pid == *pid);
+                let container = process.and_then(|process| process.containers.first());
+                let known = &pod.containers;
+                container.is_some_and(|it| known.iter().any(|c| c.is_sandbox && c.id == it.id))
+            };
+            pod.pids.sort_by_cached_key(|pid| (of_sandbox(pid), *pid));
+        }
+        pods
     }
-    choose(asked, pods.into_values().collect())
 }
 
-fn choose(asked: &str, pods: Vec<PodTarget>) -> Result<PodTarget, PodError> {
-    let plain = |text: &str| text.replace(['-', '_'], "").to_ascii_lowercase();
-    let wanted = plain(asked.strip_prefix("pod").filter(|rest| rest.len() >= 32).unwrap_or(asked));
+impl PodTarget {
+    fn new(uid: String) -> Self {
+        let (name, cgroup_path) = (None, String::new());
+        Self { uid, name, cgroup_path, pids: Vec::new(), containers: Vec::new() }
+    }
+}
+
+/// A UID as it is compared.
+fn plain(uid: &str) -> String {
+    uid.replace(['-', '_'], "").to_ascii_lowercase()
+}
+
+/// Those that run are meant before those that the runtime only remembers.
+fn choose_pod(
+    asked: &str,
+    pods: Vec<PodTarget>,
+    silent: &[Unanswered],
+) -> Result<PodTarget, PodError> {
+    let (running, others): (Vec<_>, Vec<_>) =
+        pods.into_iter().partition(|pod| !pod.pids.is_empty());
+    match choose(asked, &running)? {
+        Some(pod) => Ok(pod.clone()),
+        None => Err(match choose(asked, &others)? {
+            Some(pod) => PodError::NoCgroup { pod: shown(pod), containers: pod.containers.clone() },
+            None => PodError::NotFound {
+                asked: printable(asked),
+                known: running.iter().map(shown).collect(),
+                silent: silent.to_vec(),
+            },
+        }),
+    }
+}
+
+fn choose<'a>(asked: &str, pods: &'a [PodTarget]) -> Result<Option<&'a PodTarget>, PodError> {
+    let uid = asked.strip_prefix("pod").filter(|rest| rest.len() >= 32).unwrap_or(asked);
+    let wanted = plain(uid);
     let by_name = |pod: &PodTarget| {
         let Some(name) = &pod.name else { return false };
         name == asked || name.rsplit('/').next() == Some(asked)
@@ -135,17 +230,17 @@ fn choose(asked: &str, pods: Vec<PodTarget>) -> Result<PodTarget, PodError> {
     let by_prefix = |pod: &PodTarget| wanted.len() >= 4 && plain(&pod.uid).starts_with(&wanted);
     let tiers: [&dyn Fn(&PodTarget) -> bool; 3] = [&by_uid, &by_name, &by_prefix];
     for tier in tiers {
-        let mut matches: Vec<PodTarget> = pods.iter().filter(|pod| tier(pod)).cloned().collect();
-        match matches.len() {
-            0 => {}
-            1 => return Ok(matches.remove(0)),
-            _ => {
-                let matches = matches.iter().map(shown).collect();
-                return Err(PodError::Ambiguous { asked: asked.to_owned(), matches });
+        let matches: Vec<_> = pods.iter().filter(|pod| tier(pod)).collect();
+        match matches.as_slice() {
+            [] => {}
+            [one] => return Ok(Some(one)),
+            several => {
+                let matches = several.iter().map(|pod| shown(pod)).collect();
+                return Err(PodError::Ambiguous { asked: printable(asked), matches });
             }
         }
     }
-    Err(PodError::NotFound { asked: asked.to_owned(), known: pods.iter().map(shown).collect() })
+    Ok(None)
 }
 
 fn shown(pod: &PodTarget) -> String {
@@ -156,63 +251,5 @@ fn shown(pod: &PodTarget) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ID: &str = "06cdedde911e3e27546992f6ba02104cabf3eaf1ce9809e8aa02c16c7b390f6b";
-
-    #[test]
-    fn both_drivers_name_the_pod() {
-        let cgroupfs = format!("/kubepods/burstable/pod11111111-2222-3333-4444-555555555555/{ID}");
-        let (uid, path) = pod_in(&cgroupfs).unwrap();
-        assert_eq!(uid, "11111111-2222-3333-4444-555555555555");
-        assert_eq!(path, "/kubepods/burstable/pod11111111-2222-3333-4444-555555555555");
-
-        let systemd = format!(
-            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod11111111_2222_3333_4444_555555555555.slice/cri-containerd-{ID}.scope"
-        );
-        let (uid, path) = pod_in(&systemd).unwrap();
-        assert_eq!(uid, "11111111-2222-3333-4444-555555555555");
-        assert!(path.ends_with("_555555555555.slice"), "{path}");
-
-        let guaranteed = format!("/kubepods/poddb2eeb7a73034a710a6a7f3b931698d5/{ID}");
-        assert_eq!(pod_in(&guaranteed).unwrap().0, "db2eeb7a73034a710a6a7f3b931698d5");
-        let slice = "/kubepods.slice/kubepods-poddb2eeb7a73034a710a6a7f3b931698d5.slice/x";
-        assert_eq!(pod_in(slice).unwrap().0, "db2eeb7a73034a710a6a7f3b931698d5");
-    }
-
-    #[test]
-    fn what_only_looks_like_a_pod_is_none() {
-        for path in ["/docker/x", "/podman", "/pods/podcast", "/kubepods/burstable", "/"] {
-            assert_eq!(pod_in(path), None, "{path}");
-        }
-    }
-
-    fn pod(uid: &str, name: &str) -> PodTarget {
-        PodTarget {
-            uid: uid.to_owned(),
-            name: Some(name.to_owned()),
-            cgroup_path: String::new(),
-            pids: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn a_pod_is_found_by_uid_name_or_the_beginning_of_its_uid() {
-        let pods = || {
-            vec![
-                pod("db2eeb7a73034a710a6a7f3b931698d5", "default/web"),
-                pod("11111111-2222-3333-4444-555555555555", "shop/db"),
-                pod("99999999-2222-3333-4444-555555555555", "test/db"),
-            ]
-        };
-        for asked in ["db2e", "web", "default/web", "poddb2eeb7a73034a710a6a7f3b931698d5"] {
-            assert_eq!(choose(asked, pods()).unwrap().name.as_deref(), Some("default/web"));
-        }
-        let found = choose("11111111222233334444555555555555", pods()).unwrap();
-        assert_eq!(found.name.as_deref(), Some("shop/db"));
-        assert!(matches!(choose("db", pods()), Err(PodError::Ambiguous { .. })));
-        let missing = choose("cache", pods()).unwrap_err().to_string();
-        assert!(missing.contains("shop/db"), "{missing}");
-    }
-}
+#[path = "pod_tests.rs"]
+mod tests;

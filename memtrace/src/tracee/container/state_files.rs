@@ -2,13 +2,16 @@
 //!
 //! docker's `config.v2.json`, podman's and CRI-O's `containers.json`, containerd's bundles. What
 //! cannot be read is passed over: these files are a second way, and each is another program's own.
+//! Only regular files are read: a user's own may be anything.
 
 use std::collections::HashMap;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::cgroup::read_bounded;
+use super::choose::PodName;
 use super::engine::clean_name;
 use super::{Candidate, is_id, printable};
 
@@ -41,17 +44,23 @@ impl StateFiles {
         }
         let storage = Path::new("/var/lib/containers/storage/overlay-containers");
         let running = Path::new("/run/containers/storage/overlay-containers");
+        let containerd = ["/run/containerd", "/run/k3s/containerd", "/run/k0s/containerd"];
         Self {
             docker,
-            podman: vec![
-                (storage.join("containers.json"), running.to_path_buf()),
-                (storage.join("volatile-containers.json"), running.to_path_buf()),
-            ],
-            containerd: vec![
-                PathBuf::from("/run/containerd/io.containerd.runtime.v2.task"),
-                PathBuf::from("/run/k3s/containerd/io.containerd.runtime.v2.task"),
-            ],
+            podman: podman_files(storage, running),
+            containerd: containerd
+                .map(|state| Path::new(state).join("io.containerd.runtime.v2.task"))
+                .to_vec(),
         }
+    }
+
+    /// Adds the usual places of a user's own daemons, without root's rights.
+    pub(super) fn add_rootless(&mut self, home: &Path, runtime_directory: &Path) {
+        let share = home.join(".local/share");
+        self.docker.push(share.join("docker/containers"));
+        let storage = share.join("containers/storage/overlay-containers");
+        let running = runtime_directory.join("containers/overlay-containers");
+        self.podman.extend(podman_files(&storage, &running));
     }
 
     /// Every container that the files tell of.
@@ -75,16 +84,36 @@ impl StateFiles {
         for directory in &self.containerd {
             let Ok(namespaces) = std::fs::read_dir(directory) else { continue };
             for namespace in namespaces.flatten().take(MOST_CONTAINERS) {
+                let moby = namespace.file_name() == "moby";
                 for id in ids_in(&namespace.path()) {
                     let bundle = namespace.path().join(&id);
                     let text = read_bounded(&bundle.join("config.json"), CONFIG_BYTES).ok();
                     let pid = read_pid(&bundle.join("init.pid"));
-                    found.extend(text.and_then(|text| parse_bundle(id, pid, &text)));
+                    let runtime = if moby { "docker" } else { "containerd" };
+                    found.extend(text.and_then(|text| parse_bundle(runtime, id, pid, &text)));
                 }
             }
         }
         found
     }
+}
+
+/// Containers that outlive a restart of the machine, and those that do not.
+fn podman_files(storage: &Path, running: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let file = |name: &str| (storage.join(name), running.to_path_buf());
+    vec![file("containers.json"), file("volatile-containers.json")]
+}
+
+/// Reads a regular file as text, no more than `most` bytes of it; a pipe would block for ever.
+fn read_bounded(path: &Path, most: u64) -> std::io::Result<String> {
+    let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The names of entries that are container ids.
@@ -136,14 +165,16 @@ fn parse_docker(id: String, config_v2: &str) -> Option<Candidate> {
         State { running: true, .. } => "running",
         State { .. } => "not running",
     };
-    Some(Candidate {
+    let candidate = Candidate {
         id,
         runtime: "docker".to_string(),
         names: vec![clean_name(&file.name)],
         image: file.config.and_then(|config| config.image).map(|image| printable(&image)),
         state: Some(state.to_string()),
         pid: u32::try_from(file.state.pid).ok().filter(|pid| *pid != 0),
-    })
+        ..Candidate::default()
+    };
+    Some(candidate.with_kubelet_name())
 }
 
 fn parse_podman(containers_json: &str) -> Vec<Candidate> {
@@ -161,21 +192,29 @@ fn parse_podman(containers_json: &str) -> Vec<Candidate> {
     let entries: Vec<Entry> = serde_json::from_str(containers_json).unwrap_or_default();
     let candidate = |entry: Entry| {
         let metadata = entry.metadata.and_then(|text| serde_json::from_str::<Metadata>(&text).ok());
-        Candidate {
+        let candidate = Candidate {
             id: entry.id,
             runtime: "podman".to_string(),
             names: entry.names.unwrap_or_default().iter().map(|name| clean_name(name)).collect(),
             image: metadata.and_then(|it| it.image_name).map(|image| printable(&image)),
-            state: None,
-            pid: None,
+            ..Candidate::default()
+        };
+        let mut candidate = candidate.with_kubelet_name();
+        if candidate.pod.is_some() {
+            candidate.runtime = "cri-o".to_string();
         }
+        candidate
     };
     entries.into_iter().filter(|entry| is_id(&entry.id)).map(candidate).collect()
 }
 
-/// An OCI bundle of containerd. In Kubernetes a container's name is unique only in its pod, so
-/// that `POD/NAME` and `NAMESPACE/POD/NAME` are its names too.
-fn parse_bundle(id: String, pid: Option<u32>, config_json: &str) -> Option<Candidate> {
+/// An OCI bundle of containerd.
+fn parse_bundle(
+    runtime: &str,
+    id: String,
+    pid: Option<u32>,
+    config_json: &str,
+) -> Option<Candidate> {
     #[derive(Deserialize)]
     struct Bundle {
         #[serde(default)]
@@ -183,24 +222,21 @@ fn parse_bundle(id: String, pid: Option<u32>, config_json: &str) -> Option<Candi
     }
     let annotations = serde_json::from_str::<Bundle>(config_json).ok()?.annotations;
     let told = |key: &str| annotations.get(key).map(|value| printable(value));
-    let mut names = Vec::new();
-    if let Some(name) = told("io.kubernetes.cri.container-name") {
-        if let Some(pod) = told("io.kubernetes.cri.sandbox-name") {
-            if let Some(namespace) = told("io.kubernetes.cri.sandbox-namespace") {
-                names.push(format!("{namespace}/{pod}/{name}"));
-            }
-            names.push(format!("{pod}/{name}"));
-        }
-        names.push(name);
-    }
+    let of_pod = |key: &str| told(&format!("io.kubernetes.cri.sandbox-{key}"));
+    let pod = of_pod("name").zip(of_pod("namespace"));
+    let pod = pod.map(|(name, namespace)| PodName { namespace, name, uid: of_pod("uid") });
+    let container = told("io.kubernetes.cri.container-name");
+    let mut names = container.map(|name| PodName::names_of(pod.as_ref(), name)).unwrap_or_default();
     names.extend(told("nerdctl/name"));
     Some(Candidate {
         id,
-        runtime: "containerd".to_string(),
+        runtime: runtime.to_string(),
         names,
         image: told("io.kubernetes.cri.image-name"),
-        state: None,
         pid,
+        is_sandbox: told("io.kubernetes.cri.container-type").as_deref() == Some("sandbox"),
+        pod,
+        ..Candidate::default()
     })
 }
 

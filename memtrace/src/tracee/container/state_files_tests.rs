@@ -30,11 +30,11 @@ fn podmans_file_tells_names_and_image() {
 
 #[test]
 fn a_kubernetes_container_has_the_names_of_its_pod_too() {
-    let told = parse_bundle(A.to_string(), Some(7), BUNDLE).unwrap();
+    let told = parse_bundle("containerd", A.to_string(), Some(7), BUNDLE).unwrap();
     assert_eq!(told.names, ["shop/web-0/app", "web-0/app", "app"]);
     assert_eq!(told.image.as_deref(), Some("docker.io/library/mt:1"));
     let sandbox = BUNDLE.replace("io.kubernetes.cri.container-name", "x");
-    let told = parse_bundle(A.to_string(), Some(7), &sandbox).unwrap();
+    let told = parse_bundle("containerd", A.to_string(), Some(7), &sandbox).unwrap();
     assert_eq!(told.names, Vec::<String>::new(), "the sandbox is not the pod's container");
 }
 
@@ -45,7 +45,7 @@ fn broken_files_tell_nothing() {
         assert_eq!(parse_podman(text), []);
         assert_eq!(parse_data_root(text), None);
     }
-    assert_eq!(parse_bundle(A.to_string(), None, "[1]"), None);
+    assert_eq!(parse_bundle("containerd", A.to_string(), None, "[1]"), None);
 }
 
 #[test]
