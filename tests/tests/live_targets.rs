@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use ::memtrace::tracee::container::{ContainerError, CriSocket, Sources};
+use anyhow::{Context, Result, ensure};
 use memtrace_tests::compile::{self, Kind};
 use memtrace_tests::cri::Containerd;
 use memtrace_tests::docker::lay_out;

@@ -102,3 +102,17 @@ fn a_candidate_becomes_the_recorded_container_with_its_fullest_name() {
     candidate.names = vec!["default/pod/app".to_string(), "app".to_string()];
     assert_eq!(Container::from(candidate).name.as_deref(), Some("default/pod/app"));
 }
+
+#[test]
+fn a_pods_former_container_does_not_stand_in_the_way_of_the_one_that_runs() {
+    let in_pod = |start: &str, state: &str| Candidate {
+        pod: Some(PodName { namespace: "shop".into(), name: "web".into(), uid: None }),
+        ..container(start, "app", state)
+    };
+    let known = [in_pod("a", "exited"), in_pod("b", "running"), in_pod("c", "exited")];
+    assert_eq!(choose("app", &known), Choice::One(&known[1]));
+    let known = [in_pod("a", "exited"), in_pod("c", "exited")];
+    assert!(matches!(choose("app", &known), Choice::Several(_)), "none of them runs");
+    let known = [in_pod("a", "running"), in_pod("b", "running"), in_pod("c", "exited")];
+    assert_eq!(choose("app", &known), Choice::Several(vec![&known[0], &known[1]]));
+}

@@ -87,3 +87,59 @@ fn all_runtimes_directories_are_read_and_absent_ones_passed_over() {
     ];
     assert_eq!(told, expected.map(|(runtime, pid)| (runtime.to_string(), pid)));
 }
+
+#[test]
+fn a_users_own_daemons_keep_their_state_in_his_home() {
+    let root = tempfile::tempdir().unwrap();
+    let (home, run) = (root.path().join("home/me"), root.path().join("run/user/1000"));
+    let write = |path: PathBuf, text: &str| {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    let storage = home.join(".local/share/containers/storage/overlay-containers");
+    write(storage.join("containers.json"), CONTAINERS_JSON);
+    write(run.join(format!("containers/overlay-containers/{A}/userdata/pidfile")), "5164");
+    let docker = home.join(".local/share/docker/containers").join(A.replace('0', "1"));
+    write(docker.join("config.v2.json"), CONFIG_V2);
+    let mut files = StateFiles { docker: Vec::new(), podman: Vec::new(), containerd: Vec::new() };
+    files.add_rootless(&home, &run);
+    let told = files.read();
+    let told: Vec<_> = told.iter().map(|it| (it.runtime.as_str(), it.pid)).collect();
+    assert_eq!(told, [("docker", Some(25247)), ("podman", Some(5164)), ("podman", None)]);
+}
+
+#[test]
+fn what_is_no_regular_file_is_not_waited_for() {
+    let root = tempfile::tempdir().unwrap();
+    let pipe = root.path().join("containers.json");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(read_bounded(&pipe, 100).is_err());
+    assert!(read_bounded(root.path(), 100).is_err());
+    let file = root.path().join("file");
+    std::fs::write(&file, "0123456789").unwrap();
+    assert_eq!(read_bounded(&file, 4).unwrap(), "0123");
+}
+
+#[test]
+fn crios_sandbox_is_none_of_its_pods_containers() {
+    let text = CONTAINERS_JSON.replace("[\"web\"]", "[\"k8s_POD_web-0_shop_u-1_0\"]");
+    let told = parse_podman(&text);
+    assert!(told[0].is_sandbox && told[0].runtime == "cri-o", "{told:?}");
+    assert_eq!(told[0].pod.as_ref().unwrap().to_string(), "shop/web-0");
+    let text = CONTAINERS_JSON.replace("[\"web\"]", "[\"k8s_app_web-0_shop_u-1_0\"]");
+    let told = parse_podman(&text);
+    assert_eq!(told[0].names[..2], ["shop/web-0/app", "web-0/app"]);
+}
+
+#[test]
+fn a_bundle_tells_a_sandbox_and_its_pod() {
+    let sandbox = BUNDLE
+        .replace("container-name", "x")
+        .replace(r#""container""#, r#""sandbox""#)
+        .replace("sandbox-id", "sandbox-uid");
+    let told = parse_bundle("containerd", A.to_string(), None, &sandbox).unwrap();
+    assert!(told.is_sandbox);
+    let pod = told.pod.clone().unwrap();
+    assert_eq!((pod.to_string().as_str(), pod.uid.as_deref()), ("shop/web-0", Some("aa")));
+    assert!(told.to_string().starts_with("the sandbox of `shop/web-0` (0195"), "{told}");
+}
