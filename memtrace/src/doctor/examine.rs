@@ -430,7 +430,7 @@ fn check_containers(facts: &DoctorFacts, checks: &mut Vec<Check>) {
             Area::Containers,
             "runtimes",
             State::Info,
-            "no runtime's socket here: containers are found by id, in the cgroups of processes",
+            "no runtime's socket here: names are read from the runtimes' state files, ids from cgroups",
         ));
     }
 }
