@@ -44,6 +44,8 @@ const RESCAN_EVERY: Duration = Duration::from_secs(1);
 /// After they were read, notices wait for so many times the CPU time that it took: a program that maps
 /// and unmaps code all the time must not keep memtrace busy.
 const RESCAN_PAUSES: u32 = 3;
+/// The same of a look for the target that restarts: container runtimes may answer late, or never.
+const LOOK_PAUSES: u32 = 3;
 /// A program that is younger is looked at more often: its libraries are being mapped.
 const YOUNG_NS: u64 = 2_000_000_000;
 /// Links of processes that have ended are kept up to this many: detaching holds up attaching.
@@ -100,6 +102,8 @@ struct Session {
     armed_at: Instant,
     /// Before this they are not read because of a notice.
     rescan_after: Instant,
+    /// Before this nobody asks for who came instead of an ended target, but once a second.
+    look_after: Instant,
     /// When a notice that came too soon is followed.
     rescan_due: Option<Instant>,
     /// The same, of `CLOCK_MONOTONIC`.
@@ -181,6 +185,7 @@ impl Session {
             closed: false,
             armed_at: Instant::now(),
             rescan_after: Instant::now(),
+            look_after: Instant::now(),
             rescan_due: None,
             armed_ns: monotonic_ns(),
             images: vec![image],
@@ -355,7 +360,7 @@ impl Session {
                 _ = drain.tick() => {
                     self.drain();
                     // Who restarts allocates most in its first second.
-                    if args.follow && self.is_over() {
+                    if args.follow && self.is_over() && Instant::now() >= self.look_after {
                         self.look(args).await;
                     }
                     self.start_ready();
@@ -558,6 +563,7 @@ impl Session {
 
     /// Who joined the target without being forked by it, and who went unnoticed.
     async fn look(&mut self, args: &RecordArgs) {
+        let before = Instant::now();
         if args.follow
             && self.is_over()
             && let Ok(Some(group)) = find_group(&args.target).await
@@ -576,6 +582,7 @@ impl Session {
                 self.kernel.remove_member(pid);
             }
         }
+        self.look_after = Instant::now() + before.elapsed() * LOOK_PAUSES;
     }
 
     /// Nothing of the target is traced or about to be.
