@@ -268,7 +268,7 @@ fn redis_and_python_are_explained_at_work() -> Result<()> {
 }
 
 #[test]
-#[ignore = "larger images, and packages that setup does not install: docs/accounting.md"]
+#[ignore = "long: larger images; live_containers has these servers, too"]
 fn postgres_mariadb_and_node_are_explained_at_work() -> Result<()> {
     let _turn = serial::turn()?;
     for server in [postgres()?, mariadb(), node()] {
