@@ -152,7 +152,7 @@ fn contexts_of_openssl_that_are_never_freed_are_ssl_ctx_new_s() -> Result<()> {
     println!("SSL_CTX_new: {bytes} B in {blocks} blocks");
     // A context with its lists of ciphers and methods.
     ensure!(bytes / COUNT >= 2_000 && blocks / COUNT >= 10, "{bytes} B in {blocks} blocks");
-    // Each is like the others.
-    ensure!(bytes % COUNT == 0 && blocks % COUNT == 0, "{bytes} B in {blocks} blocks");
+    // Each is like the others; one small block was seen beside them, whatever their number.
+    ensure!(bytes % COUNT <= 16 && blocks % COUNT <= 1, "{bytes} B in {blocks} blocks");
     Ok(())
 }
