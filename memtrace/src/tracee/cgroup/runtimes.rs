@@ -26,6 +26,9 @@ const ZEND_CHUNK: u64 = 2 << 20;
 const ZEND_HEAP_SLOT: u64 = 64;
 const ZEND_PAGES: u64 = ZEND_CHUNK / 4096;
 
+/// Whether what is at this address is a header.
+type HeaderCheck = fn(u64, &[u8; 48]) -> bool;
+
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     /// Ascending, disjoint; neighbours are joined.
@@ -45,7 +48,7 @@ pub(super) fn find(mappings: &[MappingFacts], memory: &impl Memory) -> Found {
             continue;
         }
         for runtime in &runtimes {
-            let (step, is_header): (u64, fn(u64, &[u8; 48]) -> bool) = match runtime {
+            let (step, is_header): (u64, HeaderCheck) = match runtime {
                 Runtime::CPython => (POOL, is_pool),
                 Runtime::Php => (ZEND_CHUNK, is_zend_chunk),
                 Runtime::V8 | Runtime::Ruby | Runtime::Jvm => continue,
