@@ -74,6 +74,16 @@ pub struct ProcessBooks {
 pub struct Untraced {
     pub came_and_went: u64,
     pub running: u64,
+    #[serde(default)]
+    pub some: Vec<UntracedProcess>,
+}
+
+/// One of them that runs, and why it is not traced.
+#[derive(Clone, Debug, Deserialize)]
+pub struct UntracedProcess {
+    pub pid: u32,
+    pub comm: String,
+    pub reason: String,
 }
 
 impl Recorded {
@@ -118,6 +128,9 @@ pub struct Check {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Native {
     pub outstanding: Outstanding,
+    /// By the program's own call nearest to the allocator, as it stands in the JSON.
+    #[serde(default)]
+    pub callers: Value,
     pub stacks: Vec<Stack>,
     pub ranges: Ranges,
     pub losses: BTreeMap<String, u64>,

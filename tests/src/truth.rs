@@ -142,6 +142,7 @@ mod tests {
     fn native(stacks: Vec<Stack>) -> Native {
         let (bytes, blocks) = sum(stacks.iter());
         Native {
+            callers: serde_json::Value::Null,
             outstanding: Outstanding { bytes, blocks },
             stacks,
             ranges: Ranges { bytes: 0, stacks: Vec::new() },

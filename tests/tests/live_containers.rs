@@ -16,6 +16,8 @@ use memtrace_tests::{serial, wait};
 
 #[path = "live_containers/processes.rs"]
 mod processes;
+#[path = "live_containers/servers.rs"]
+mod servers;
 
 fn traced(container: &Container) -> Result<Recording> {
     Recording::start(&["--container", &container.name])

@@ -176,9 +176,9 @@ fn python() -> Result<Server> {
         up: vec!["/bin/busybox", "test", "-e", "/tmp/up"],
         load: vec!["/bin/busybox", "sleep", "2"],
         // pymalloc maps its arenas itself, beside which malloc maps blocks of 1 MiB: the kernel merges
-        // both, and only malloc's count tells of the latter.
+        // both; the pools' headers tell of the former, and malloc's count of the latter.
         rows: vec![
-            (&["native_anonymous"], 12 * MIB),
+            (&["runtime_heap"], 12 * MIB),
             (&["c_mapped_chunks", "c_merged_chunks"], 8 * MIB),
         ],
         processes: 1,
@@ -199,7 +199,8 @@ fn node() -> Server {
         command: vec!["/usr/bin/node", "-e", WORK],
         up: vec!["/bin/busybox", "test", "-e", "/tmp/up"],
         load: vec!["/bin/busybox", "sleep", "2"],
-        rows: vec![(&["native_anonymous"], 4 * MIB), (&["elf_text"], 8 * MIB)],
+        // The buffers are malloc's, the objects V8's.
+        rows: vec![(&["runtime_heap"], 4 * MIB), (&["elf_text"], 8 * MIB)],
         processes: 1,
     }
 }
@@ -267,7 +268,7 @@ fn redis_and_python_are_explained_at_work() -> Result<()> {
 }
 
 #[test]
-#[ignore = "larger images, and packages that setup does not install: docs/accounting.md"]
+#[ignore = "long: larger images; live_containers has these servers, too"]
 fn postgres_mariadb_and_node_are_explained_at_work() -> Result<()> {
     let _turn = serial::turn()?;
     for server in [postgres()?, mariadb(), node()] {

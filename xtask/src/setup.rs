@@ -35,6 +35,12 @@ const TESTS: &[&str] = &[
     "redis-tools",
     "memcached",
     "nginx-light|nginx",
+    // Servers that are traced at work.
+    "postgresql-15|postgresql-16|postgresql-17|postgresql-18",
+    "mariadb-server-core",
+    "mariadb-client-core",
+    "php8.2-fpm|php8.3-fpm|php8.4-fpm|php8.5-fpm",
+    "nodejs",
     "docker.io",
     // A pod, by its CRI plugin, with `ctr` to bring images in.
     "containerd",

@@ -8,7 +8,9 @@ use std::collections::HashSet;
 
 use serde::Serialize;
 
+use super::runtimes::RuntimeHeaps;
 use crate::snapshot::facts::{MappingFacts, ProcessFacts};
+use crate::snapshot::runtimes::Runtime;
 
 /// glibc aligns the heaps of its arenas to `HEAP_MAX_SIZE` (`malloc/arena.c`).
 pub const GLIBC_HEAP_BYTES: u64 = 64 << 20;
@@ -24,6 +26,7 @@ pub enum Class {
     Arena,
     MappedChunk,
     AllocatorRegion,
+    RuntimeHeap,
     NativeAnonymous,
     GeneratedCode,
     ThreadStack,
@@ -38,13 +41,14 @@ pub enum Class {
 }
 
 impl Class {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::GoHeap,
         Self::GoRuntime,
         Self::MainHeap,
         Self::Arena,
         Self::MappedChunk,
         Self::AllocatorRegion,
+        Self::RuntimeHeap,
         Self::NativeAnonymous,
         Self::GeneratedCode,
         Self::ThreadStack,
@@ -66,6 +70,7 @@ impl Class {
             Self::Arena => "c_arenas",
             Self::MappedChunk => "c_mapped_chunks",
             Self::AllocatorRegion => "allocator_regions",
+            Self::RuntimeHeap => "runtime_heap",
             Self::NativeAnonymous => "native_anonymous",
             Self::GeneratedCode => "generated_code",
             Self::ThreadStack => "thread_stacks",
@@ -88,6 +93,7 @@ impl Class {
             Self::Arena => "C heap: other arenas of glibc",
             Self::MappedChunk => "C heap: blocks mapped one by one",
             Self::AllocatorRegion => "regions of another allocator",
+            Self::RuntimeHeap => "heaps of language runtimes",
             Self::NativeAnonymous => "anonymous mappings",
             Self::GeneratedCode => "generated code",
             Self::ThreadStack => "thread stacks",
@@ -137,6 +143,20 @@ pub struct Owned {
     pub end: u64,
     pub rss: u64,
     pub anonymous: u64,
+    /// Of [`Class::RuntimeHeap`]: whose, and how that is known.
+    pub runtime: Option<(Runtime, Evidence)>,
+}
+
+/// How it is known that a range is a language runtime's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Evidence {
+    /// The runtime named the mapping.
+    Name,
+    /// Its own headers in the memory were read.
+    Headers,
+    /// Only where it lies: nothing else that is known maps so.
+    Place,
 }
 
 /// Every mapping in exactly one class; one that was cut, each piece in exactly one.
@@ -146,13 +166,15 @@ pub fn classify(process: &ProcessFacts) -> Vec<Owned> {
     let mut owned = Vec::with_capacity(mappings.len());
     for (index, mapping) in mappings.iter().enumerate() {
         if mapping.pieces.is_empty() {
+            let (class, runtime) = rules.class_of(index, mapping.start, mapping.end);
             owned.push(Owned {
-                class: rules.class_of(index, mapping.start, mapping.end),
+                class,
                 mapping: index,
                 start: mapping.start,
                 end: mapping.end,
                 rss: mapping.rss,
                 anonymous: mapping.anonymous,
+                runtime,
             });
             continue;
         }
@@ -164,13 +186,15 @@ pub fn classify(process: &ProcessFacts) -> Vec<Owned> {
             let anonymous = if last { anonymous_left } else { rss.min(anonymous_left) };
             rss_left -= rss;
             anonymous_left -= anonymous;
+            let (class, runtime) = rules.class_of(index, piece.start, piece.end);
             owned.push(Owned {
-                class: rules.class_of(index, piece.start, piece.end),
+                class,
                 mapping: index,
                 start: piece.start,
                 end: piece.end,
                 rss,
                 anonymous,
+                runtime,
             });
         }
     }
@@ -241,6 +265,7 @@ struct Rules<'a> {
     /// (device, inode) of files of which code is mapped.
     programs: HashSet<((u32, u32), u64)>,
     has_other_allocator: bool,
+    runtimes: RuntimeHeaps<'a>,
     /// Sizes of the mappings in which a stack pointer lies, their guard below them.
     stack_sizes: HashSet<u64>,
 }
@@ -253,6 +278,7 @@ impl<'a> Rules<'a> {
             mappings,
             programs: mappings.iter().filter(code).map(|m| (m.device, m.inode)).collect(),
             has_other_allocator: other_allocator(mappings).is_some(),
+            runtimes: RuntimeHeaps::of(process, mappings),
             stack_sizes: HashSet::new(),
         };
         rules.stack_sizes = (0..mappings.len())
@@ -265,7 +291,18 @@ impl<'a> Rules<'a> {
         rules
     }
 
-    fn class_of(&self, index: usize, start: u64, end: u64) -> Class {
+    fn class_of(&self, index: usize, start: u64, end: u64) -> (Class, Option<(Runtime, Evidence)>) {
+        let class = self.class_without_runtimes(index, start, end);
+        let mapping = &self.mappings[index];
+        if matches!(class, Class::NativeAnonymous | Class::AllocatorRegion)
+            && let Some(runtime) = self.runtimes.heap_of(mapping, start)
+        {
+            return (Class::RuntimeHeap, Some(runtime));
+        }
+        (class, None)
+    }
+
+    fn class_without_runtimes(&self, index: usize, start: u64, end: u64) -> Class {
         let mapping = &self.mappings[index];
         if let Some(class) = class_of_name(mapping) {
             return class;
@@ -312,6 +349,10 @@ impl<'a> Rules<'a> {
     fn is_go_heap(&self, start: u64) -> bool {
         if let Some(ranges) = self.process.go_ranges.value() {
             return ranges.iter().any(|(from, to)| (*from..*to).contains(&start));
+        }
+        // V8 asks for addresses at random, one in eight of which looks like Go's.
+        if self.process.go_version.is_none() && self.runtimes.has(Runtime::V8) {
+            return false;
         }
         let in_terabyte = start & 0xff_ffff_ffff;
         start >> 40 < 0x7f && (0xc0_0000_0000..0xe0_0000_0000).contains(&in_terabyte)

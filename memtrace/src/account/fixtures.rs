@@ -152,6 +152,8 @@ pub fn process(pid: u32, mappings: Vec<MappingFacts>) -> ProcessFacts {
         go: Known::unknown("not asked for"),
         go_ranges: Known::unknown("not read"),
         glibc_heaps: Known::unknown("not read"),
+        runtime_ranges: Vec::new(),
+        runtime_places_beyond: 0,
         heap: Known::unknown("not read"),
     }
 }

@@ -21,6 +21,7 @@ pub mod waterfall;
 
 mod go;
 mod native;
+mod runtimes;
 mod tree;
 
 #[cfg(test)]

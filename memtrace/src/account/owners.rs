@@ -17,6 +17,7 @@ pub enum Owner {
     GoRuntime,
     CHeap,
     Allocator,
+    RuntimeHeap,
     NativeAnonymous,
     ThreadStacks,
     Programs,
@@ -29,11 +30,12 @@ pub enum Owner {
 }
 
 impl Owner {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::GoHeap,
         Self::GoRuntime,
         Self::CHeap,
         Self::Allocator,
+        Self::RuntimeHeap,
         Self::NativeAnonymous,
         Self::ThreadStacks,
         Self::Programs,
@@ -51,6 +53,7 @@ impl Owner {
             Self::GoRuntime => "Go runtime's own tables",
             Self::CHeap => "C heap (glibc)",
             Self::Allocator => "regions of another allocator",
+            Self::RuntimeHeap => "heaps of language runtimes",
             Self::NativeAnonymous => "anonymous mappings",
             Self::ThreadStacks => "thread stacks",
             Self::Programs => "data and bss of programs, libraries",
@@ -71,6 +74,7 @@ impl Owner {
             "go_runtime" => Self::GoRuntime,
             "c_main_heap" | "c_arenas" | "c_mapped_chunks" => Self::CHeap,
             "allocator_regions" => Self::Allocator,
+            "runtime_heap" => Self::RuntimeHeap,
             "native_anonymous" => Self::NativeAnonymous,
             "thread_stacks" => Self::ThreadStacks,
             "elf_data" | "elf_bss" | "elf_read_only" | "elf_text" => Self::Programs,

@@ -11,9 +11,11 @@ use serde::Serialize;
 use super::classes::{Class, ClassTotals, other_allocator, totals};
 use super::probed::Outstanding;
 use super::row::Row;
+use super::runtimes::{self, RuntimeHeap};
 use super::{go, native};
 use crate::snapshot::Known;
 use crate::snapshot::facts::{Facts, ProcessFacts, Rollup};
+use crate::snapshot::runtimes::Runtime;
 
 #[derive(Clone, Debug, Serialize)]
 pub struct ProcessLedger {
@@ -37,6 +39,10 @@ pub struct ProcessLedger {
     pub vm_hwm: Option<u64>,
     pub vm_pte: Option<u64>,
     pub classes: Vec<ClassTotals>,
+    /// Language runtimes whose objects are mapped.
+    pub runtimes: Vec<Runtime>,
+    /// Their heaps, as far as they are known.
+    pub runtime_heaps: Vec<RuntimeHeap>,
     /// Resident memory by class.
     pub resident: Known<Row>,
     /// Anonymous memory by class, as far as it is this process's share.
@@ -71,6 +77,8 @@ impl ProcessLedger {
             vm_hwm: process.status.vm_hwm,
             vm_pte: process.status.vm_pte,
             classes: totals(process),
+            runtimes: process.mappings.value().map_or(Vec::new(), |all| Runtime::of_process(all)),
+            runtime_heaps: runtimes::heaps(process),
             resident: Known::unknown(""),
             anonymous: Known::unknown(""),
         };
@@ -189,6 +197,10 @@ impl ProcessLedger {
                 None => format!("C heap: {count} heaps of other glibc arenas"),
             },
             (Class::ThreadStack, _) => format!("thread stacks ({count})"),
+            (Class::RuntimeHeap, _) => runtimes::label(&self.runtime_heaps),
+            (Class::NativeAnonymous, _) if !self.runtimes.is_empty() && !self.is_go_unnamed() => {
+                format!("anonymous mappings: native, or {}", runtimes::possessive(&self.runtimes))
+            }
             (Class::NativeAnonymous, _) if self.is_go_unnamed() => {
                 "anonymous mappings: native, or Go's tables".to_owned()
             }
@@ -206,7 +218,20 @@ impl ProcessLedger {
                 "reserved or untouched",
                 "",
             ),
+            Class::RuntimeHeap => {
+                let source = format!("/proc/{}/smaps {field}", self.pid);
+                let rows =
+                    runtimes::rows(&self.runtime_heaps, &source, |heap| match field == "Rss" {
+                        true => heap.rss,
+                        false => heap.anonymous,
+                    });
+                row.with(rows)
+            }
             Class::NativeAnonymous => {
+                let row = match self.runtimes.is_empty() {
+                    true => row,
+                    false => runtimes::maybe_theirs(row, &self.runtimes, process),
+                };
                 let row = match self.is_go_unnamed() {
                     true => self.native_or_go(row, bytes, process),
                     false => row,

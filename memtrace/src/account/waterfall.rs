@@ -53,6 +53,7 @@ pub fn steps(bands: &Bands, traced: Traced) -> Vec<Step> {
     step("native_rest", rest, native - outstanding, How::Derived);
     for owner in Owner::ALL {
         let (key, how) = match owner {
+            Owner::RuntimeHeap => ("runtime_heap", How::Measured),
             Owner::ThreadStacks => ("thread_stacks", How::Measured),
             Owner::Programs => ("programs", How::Measured),
             Owner::OtherAnonymous => ("other_anonymous", How::Derived),

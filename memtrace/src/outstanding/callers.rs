@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::books::{Amount, Growth, StackLine};
 use super::frames::{Frame, FrameKind, FrameName};
+use crate::snapshot::runtimes::Runtime;
 
 /// All stacks with the same own frame.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +69,11 @@ pub(crate) fn own_frame<'a>(
 ) -> (Option<&'a Arc<Frame>>, Option<&'a Arc<Frame>>) {
     // The leaf is the allocator, which may be linked into the executable.
     let above = frames.get(1..).unwrap_or_default();
+    if Runtime::of_object(executable).is_some()
+        && let Some(called) = called_by_interpreter(frames)
+    {
+        return (Some(called), None);
+    }
     let is_go = |frame: &Frame| {
         let stub = |name: &str| name.contains("._Cfunc_");
         frame.kind == FrameKind::Go && !frame.function.as_deref().is_some_and(stub)
@@ -89,6 +95,37 @@ pub(crate) fn own_frame<'a>(
     (Some(frame), go_caller)
 }
 
+/// In an interpreter's process the executable's frames are the same whatever the program does. What
+/// tells is what the interpreter called: the outermost frame of another library below all of its own.
+fn called_by_interpreter(frames: &[Arc<Frame>]) -> Option<&Arc<Frame>> {
+    let leaf = frames.first()?.module.as_deref();
+    let above = frames.get(1..)?;
+    let first = above.iter().position(|frame| is_interpreter(frame))?;
+    let tells = |frame: &&Arc<Frame>| {
+        let module = frame.module.as_deref();
+        let file = module.and_then(|path| path.rsplit('/').next()).unwrap_or_default();
+        let is_standard = ["libc.so", "libstdc++.so", "libgcc_s.so", "ld-"];
+        frame.kind == FrameKind::Native
+            && module.is_some()
+            && module != leaf
+            && !is_standard.iter().any(|name| file.starts_with(name))
+    };
+    let mut called = above[..first].iter().rev().filter(tells);
+    let outermost = called.next()?;
+    let named = std::iter::once(outermost).chain(called).find(|frame| frame.function.is_some());
+    named.or(Some(outermost))
+}
+
+/// The runtime's own objects, and those by which it calls C functions.
+fn is_interpreter(frame: &Frame) -> bool {
+    let Some(path) = frame.module.as_deref() else { return false };
+    let file = path.rsplit('/').next().unwrap_or_default();
+    Runtime::of_object(path).is_some()
+        || file.starts_with("libffi.so")
+        || file.starts_with("_ctypes.")
+        || file.starts_with("_cffi_backend.")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +143,31 @@ mod tests {
             inlined: false,
             address: None,
         })
+    }
+
+    #[test]
+    fn in_an_interpreter_what_it_called_tells_and_not_its_own_frames() {
+        const PYTHON: &str = "/usr/bin/python3.11";
+        let library = |function| frame(FrameKind::Native, function, "/lib/libxml2.so.2");
+        let ffi = frame(FrameKind::Native, "ffi_call", "/lib/libffi.so.8.1.2");
+        let own = |function| frame(FrameKind::Native, function, PYTHON);
+        let malloc = frame(FrameKind::Native, "malloc", "/lib/libc.so.6");
+        let strdup = frame(FrameKind::Native, "strdup", "/lib/libc.so.6");
+        let named = |frames: &[&Arc<Frame>]| {
+            let frames: Vec<_> = frames.iter().map(|frame| Arc::clone(frame)).collect();
+            own_frame(&frames, PYTHON).0.and_then(|frame| frame.function.clone())
+        };
+        let (node, read) = (library("xmlNewNode"), library("xmlReadMemory"));
+        let (call, eval) = (own("_PyObject_MakeTpCall"), own("_PyEval_EvalFrameDefault"));
+        let leak = [&malloc, &node, &read, &ffi, &call, &eval];
+        assert_eq!(named(&leak).as_deref(), Some("xmlReadMemory"));
+        // A callback into the interpreter, which calls the library again: the inner call counts.
+        let nested = [&malloc, &node, &ffi, &eval, &read, &ffi, &call];
+        assert_eq!(named(&nested).as_deref(), Some("xmlNewNode"));
+        // Its own blocks stay its own, also those by way of libc.
+        assert_eq!(named(&[&malloc, &call, &eval]).as_deref(), Some("_PyObject_MakeTpCall"));
+        assert_eq!(named(&[&malloc, &strdup, &eval]).as_deref(), Some("_PyEval_EvalFrameDefault"));
+        assert_eq!(named(&[&malloc]).as_deref(), Some("malloc"));
     }
 
     /// Leaf first; a name with a dot is Go's, one in capitals the executable's, others a library's.

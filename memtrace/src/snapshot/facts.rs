@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::runtimes::RuntimeRange;
 use super::{Container, GoMemory, HostSummary, Known, ProcessId};
 
 /// Changes when a reader of the old facts would misread the new ones.
@@ -166,6 +167,12 @@ pub struct ProcessFacts {
     pub go_ranges: Known<Vec<(u64, u64)>>,
     /// Heaps of glibc's arenas, as far as the header at the beginning of each tells.
     pub glibc_heaps: Known<Vec<GlibcHeap>>,
+    /// Parts of the heaps of language runtimes, by their own headers in the memory.
+    #[serde(default)]
+    pub runtime_ranges: Vec<RuntimeRange>,
+    /// Where such a header could have been, and was not looked for: beyond the most that are.
+    #[serde(default)]
+    pub runtime_places_beyond: u64,
     pub heap: Known<HeapCensus>,
 }
 

@@ -11,6 +11,7 @@ mod delta;
 pub mod facts;
 pub mod file;
 pub mod redact;
+pub mod runtimes;
 #[cfg(test)]
 pub(crate) mod synthetic;
 

@@ -35,7 +35,7 @@ fn get(port: u16, requests: usize) -> Result<()> {
 }
 
 /// Every process's books add up to the total.
-fn add_up(recorded: &Recorded) -> Result<()> {
+pub(super) fn add_up(recorded: &Recorded) -> Result<()> {
     let last = recorded.last()?;
     let sum: u64 = last.processes.iter().map(|books| books.totals.outstanding.bytes).sum();
     ensure!(sum == last.native.outstanding.bytes, "{sum}: {:?}", last.native.outstanding);

@@ -1,11 +1,12 @@
 //! Where one mapping holds what belongs to several owners. The kernel merges neighbours that are
 //! alike; what lies in them tells where one ends: the header of a glibc heap at a multiple of
-//! 64 MiB, and the headers of malloc's mapped chunks, which lie end to end.
+//! 64 MiB, the headers of malloc's mapped chunks, which lie end to end, and language runtimes' ranges.
 //!
 //! Only pages that are present are read: reading another would make the kernel map it. Pure over a
 //! [`Memory`], so that a test passes an array.
 
 use crate::snapshot::facts::{GlibcHeap, MappingFacts, Piece};
+use crate::snapshot::runtimes::RuntimeRange;
 
 /// `HEAP_MAX_SIZE` on 64 bits (`malloc/arena.c`).
 const HEAP_BYTES: u64 = 64 << 20;
@@ -27,7 +28,12 @@ pub(super) trait Memory {
 }
 
 /// Finds the heaps, cuts the mappings that hold more than one owner's, and counts mapped chunks.
-pub(super) fn examine(mappings: &mut [MappingFacts], memory: &impl Memory) -> Vec<GlibcHeap> {
+/// `runtimes` are language runtimes' ranges, ascending.
+pub(super) fn examine(
+    mappings: &mut [MappingFacts],
+    runtimes: &[RuntimeRange],
+    memory: &impl Memory,
+) -> Vec<GlibcHeap> {
     let mut heaps = Vec::new();
     for mapping in mappings.iter_mut() {
         let anonymous = mapping.inode == 0 && mapping.name.is_empty();
@@ -45,6 +51,9 @@ pub(super) fn examine(mappings: &mut [MappingFacts], memory: &impl Memory) -> Ve
                 cuts.push(end);
             }
         }
+        let from = runtimes.partition_point(|range| range.end <= mapping.start);
+        let inside = runtimes[from..].iter().take_while(|range| range.start < mapping.end);
+        cuts.extend(inside.flat_map(|range| [range.start, range.end]));
         cut(mapping, cuts, memory);
         heaps.extend(own);
     }

@@ -68,7 +68,7 @@ fn heaps_are_known_by_their_headers_and_their_arenas() {
     memory.put(second, &[first + 48, first, 0x1000, 0x2000]);
     let mut mappings =
         vec![anonymous(first, first + 0x20_0000), anonymous(second, second + 0x2000)];
-    let heaps = examine(&mut mappings, &memory);
+    let heaps = examine(&mut mappings, &[], &memory);
     assert_eq!(heaps.len(), 2);
     assert_eq!(
         (heaps[1].start, heaps[1].end, heaps[1].arena),
@@ -90,7 +90,7 @@ fn what_only_lies_at_the_right_address_is_no_heap() {
     ] {
         memory.put(BASE, &header);
         let mut mappings = vec![anonymous(BASE, BASE + 0x10_0000)];
-        assert!(examine(&mut mappings, &memory).is_empty(), "{header:x?}");
+        assert!(examine(&mut mappings, &[], &memory).is_empty(), "{header:x?}");
     }
 }
 
@@ -100,7 +100,7 @@ fn a_heap_merged_with_what_lies_below_is_cut_out() {
     memory.put(BASE, &[BASE + 48, 0, 0x4000, 0x4000]);
     memory.touch(BASE - 0x3000, BASE - 0x1000);
     let mut mappings = vec![anonymous(BASE - 0x8000, BASE + 0x4000)];
-    assert_eq!(examine(&mut mappings, &memory).len(), 1);
+    assert_eq!(examine(&mut mappings, &[], &memory).len(), 1);
     let pieces: Vec<(u64, u64, u64)> =
         mappings[0].pieces.iter().map(|it| (it.start, it.end, it.resident)).collect();
     assert_eq!(pieces, [(BASE - 0x8000, BASE, 0x2000), (BASE, BASE + 0x4000, 0x1000)]);
@@ -115,7 +115,7 @@ fn mapped_chunks_lie_end_to_end_and_the_rest_is_somebody_else_s() {
     let end_of_chunks = start + 0x6_1000;
     memory.put(end_of_chunks, &[0x1234, 0x5678]);
     let mut mappings = vec![anonymous(start, end_of_chunks + 0x8000)];
-    examine(&mut mappings, &memory);
+    examine(&mut mappings, &[], &memory);
     assert_eq!(mappings[0].malloc_chunks, 2);
     assert_eq!(mappings[0].pieces.len(), 2);
     assert_eq!(mappings[0].pieces[0].end, end_of_chunks);
@@ -127,7 +127,7 @@ fn sizes_that_do_not_fit_are_no_chunks() {
         let mut memory = Fake::default();
         memory.put(BASE, &[0, size]);
         let mut mappings = vec![anonymous(BASE, BASE + 0x10_0000)];
-        examine(&mut mappings, &memory);
+        examine(&mut mappings, &[], &memory);
         assert_eq!(mappings[0].malloc_chunks, 0, "{size:x}");
     }
 }
@@ -136,7 +136,7 @@ fn sizes_that_do_not_fit_are_no_chunks() {
 fn nothing_is_read_that_is_not_present() {
     let memory = Fake::default();
     let mut mappings = vec![anonymous(BASE, BASE + 4 * HEAP_BYTES)];
-    examine(&mut mappings, &memory);
+    examine(&mut mappings, &[], &memory);
     assert!(memory.read.borrow().is_empty());
     // Nor of files, shared memory, or what cannot be read.
     let mut memory = Fake::default();
@@ -149,7 +149,7 @@ fn nothing_is_read_that_is_not_present() {
     ] {
         let mut mapping = anonymous(BASE, BASE + PAGE);
         change(&mut mapping);
-        examine(&mut [mapping], &memory);
+        examine(&mut [mapping], &[], &memory);
     }
     assert!(memory.read.borrow().is_empty());
 }

@@ -13,6 +13,7 @@ mod locate;
 mod overhead;
 mod pages;
 mod processes;
+mod runtimes;
 mod smaps;
 mod stat;
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::MOST_PROCESSES;
 use super::go_version::go_version;
 use super::layout::{Memory, examine};
+use super::runtimes;
 use super::smaps::{parse_rollup, parse_smaps};
 use super::stat::{parse_stack_pointer, parse_tmpfs_devices, read_number, read_stat, read_status};
 use crate::snapshot::facts::{ProcessFacts, Rollup, Unread};
@@ -125,6 +126,8 @@ fn begin(pid: u32) -> Result<ProcessFacts, Unread> {
         go: Known::unknown("not asked for (--go-profile)"),
         go_ranges: Known::unknown("the runtime's own address ranges were not read"),
         glibc_heaps: Known::unknown("the heaps' headers were not read"),
+        runtime_ranges: Vec::new(),
+        runtime_places_beyond: 0,
         heap: Known::unknown("glibc's own headers were not read"),
     })
 }
@@ -164,7 +167,12 @@ fn read_mappings(process: &mut ProcessFacts, directory: &Path) {
     }
     if let Known::Value(mappings) = &mut process.mappings {
         process.glibc_heaps = match ProcessMemory::open(directory) {
-            Ok(memory) => Known::Value(examine(mappings, &memory)),
+            Ok(memory) => {
+                let found = runtimes::find(mappings, &memory);
+                process.runtime_ranges = found.ranges;
+                process.runtime_places_beyond = found.places_beyond;
+                Known::Value(examine(mappings, &process.runtime_ranges, &memory))
+            }
             Err(error) => Known::unknown(why_unread(pid, "mem", &error)),
         };
     }
