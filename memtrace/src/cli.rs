@@ -24,7 +24,7 @@ pub enum Command {
     /// Needs root (or CAP_SYS_ADMIN, CAP_SYS_PTRACE and read access to the target) and Linux 5.15.
     /// Nothing is injected: uprobes stand on the allocator's functions while memtrace runs, and
     /// are gone when it ends, however it ends. Blocks allocated before the attach are not seen.
-    Record(RecordArgs),
+    Record(Box<RecordArgs>),
     /// Say where a container's memory is, to the last byte, and why every tool says something else
     ///
     /// Reads the cgroup's and the processes' own accounts once: no probes, nobody is stopped, nothing

@@ -130,7 +130,7 @@ fn recording_in(mut input: impl BufRead + 'static) -> io::Result<Box<dyn Read>> 
     let mut archive = tar::Archive::new(raw);
     for entry in archive.entries()?.take(MOST_FILES) {
         let mut entry = entry?;
-        if !entry.path()?.file_name().is_some_and(|name| name == RECORDING) {
+        if entry.path()?.file_name().is_none_or(|name| name != RECORDING) {
             continue;
         }
         let mut file = tempfile::tempfile()?;

@@ -46,7 +46,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Record(args) => {
             diagnostics::install(args.verbose);
-            runtime()?.block_on(record::run(args))
+            runtime()?.block_on(record::run(*args))
         }
         Command::Explain(args) => {
             diagnostics::install(false);

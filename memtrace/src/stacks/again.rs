@@ -246,7 +246,8 @@ fn names_in(
 ) -> Result<(BTreeMap<usize, Both>, SymbolizerStats), NoNames> {
     let source = FileSource::new(file).map_err(|_| NoNames::Unreadable)?;
     let elf = Elf::parse(&source).map_err(|_| NoNames::Unreadable)?;
-    let is_whole = elf.section(".text").is_none_or(|text| text.has_bytes());
+    // Split off, its code is left out and its offsets are no longer those that were mapped.
+    let is_whole = !elf.sections.iter().any(|it| it.name == ".text" && !it.has_bytes());
     let placed = place(&elf.segments.loads, &object.mappings, is_whole);
     let vaddr = |address: u64| {
         let (_, bias) =
