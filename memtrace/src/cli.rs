@@ -24,7 +24,7 @@ pub enum Command {
     /// Needs root (or CAP_SYS_ADMIN, CAP_SYS_PTRACE and read access to the target) and Linux 5.15.
     /// Nothing is injected: uprobes stand on the allocator's functions while memtrace runs, and
     /// are gone when it ends, however it ends. Blocks allocated before the attach are not seen.
-    Record(RecordArgs),
+    Record(Box<RecordArgs>),
     /// Say where a container's memory is, to the last byte, and why every tool says something else
     ///
     /// Reads the cgroup's and the processes' own accounts once: no probes, nobody is stopped, nothing
@@ -92,6 +92,11 @@ pub struct RecordArgs {
     /// root and who runs memtrace can write to it. SIGUSR1 marks, too, with a number for a name
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
+
+    /// Name a phase: from the start, or from so long after it with `NAME@TIME`, e.g. `--mark warm-up
+    /// --mark load@30s`. A snapshot is taken there, for `memtrace diff FILE@mark:warm-up FILE@mark:load`
+    #[arg(long, value_name = "NAME[@TIME]", value_parser = parse_mark)]
+    pub mark: Vec<PlannedMark>,
 
     /// Write the recording here, for `memtrace report`
     #[arg(short, long, value_name = "FILE")]
@@ -307,11 +312,33 @@ pub struct ExplainTarget {
 
 #[derive(Debug, Args)]
 pub struct ReportArgs {
-    /// The recording, as written by `memtrace record -o`
+    /// The recording, as written by `memtrace record -o`, or the archive that `memtrace bundle` made
     pub file: PathBuf,
 
     #[command(flatten)]
     pub formats: FormatArgs,
+
+    #[command(flatten)]
+    pub debug: DebugArgs,
+}
+
+/// Where to find debug information that the recorder did not have.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Debug information")]
+pub struct DebugArgs {
+    /// Name functions, lines and inlined calls again with debug files from this directory, matched by
+    /// build id: `.build-id/ab/cdef.debug`, the same under `usr/lib/debug`, or any ELF file in it
+    #[arg(long, value_name = "DIR")]
+    pub debug_dir: Vec<PathBuf>,
+
+    /// The same from this debuginfod server, or with `env` from those of `DEBUGINFOD_URLS`. Without
+    /// this option nothing is asked over a network
+    #[arg(long, value_name = "URL|env", value_parser = NonEmptyStringValueParser::new())]
+    pub debuginfod: Vec<String>,
+
+    /// How long a debuginfod server may take for one file
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = parse_timeout)]
+    pub debuginfod_timeout: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -418,6 +445,9 @@ pub struct BundleArgs {
     /// Leave out the names of functions and source files, too
     #[arg(long)]
     pub redact_functions: bool,
+
+    #[command(flatten)]
+    pub debug: DebugArgs,
 }
 
 #[derive(Debug, Args)]
@@ -470,6 +500,30 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     let number: f64 = number.parse().map_err(|_| "needs a number, as in `20s`".to_string())?;
     Duration::try_from_secs_f64(number * seconds_per_unit)
         .map_err(|_| "is too long for a duration".to_string())
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("must be longer than 0".to_owned()),
+        timeout => Ok(timeout),
+    }
+}
+
+/// A phase that is named before it begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedMark {
+    pub name: String,
+    /// Since the probes were armed.
+    pub after: Duration,
+}
+
+/// `warm-up`, `load@30s`.
+fn parse_mark(text: &str) -> Result<PlannedMark, String> {
+    let (name, after) = match text.rsplit_once('@') {
+        Some((name, after)) => (name, parse_duration(after)?),
+        None => (text, Duration::ZERO),
+    };
+    Ok(PlannedMark { name: crate::session::check_mark_name(name)?, after })
 }
 
 /// Shorter than this, snapshots would be most of the work.
@@ -553,6 +607,18 @@ mod tests {
         assert_eq!(parse_bytes("1.5GiB"), Ok(3 << 29));
         for bad in ["10MiB", "10MiB/y", "x/h", "10XiB/h", "1e9/h"] {
             assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_mark_is_a_name_and_perhaps_a_time() {
+        let mark = |name: &str, seconds| {
+            Ok(PlannedMark { name: name.to_owned(), after: Duration::from_secs(seconds) })
+        };
+        assert_eq!(parse_mark("warm-up"), mark("warm-up", 0));
+        assert_eq!(parse_mark("load@2m"), mark("load", 120));
+        for bad in ["", "@30s", "load@", "load@soon", "a\u{1b}b", &"x".repeat(65)] {
+            assert!(parse_mark(bad).is_err(), "{bad}");
         }
     }
 

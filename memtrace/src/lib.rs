@@ -28,6 +28,8 @@ pub mod snapshot;
 
 pub mod stacks;
 
+pub mod debuginfo;
+
 pub mod go;
 
 pub mod outstanding;

@@ -82,6 +82,8 @@ impl Serialize for Document<'_, '_> {
         map.serialize_entry("armed_at_unix_ns", armed_at_unix_ns)?;
         map.serialize_entry("min_age_ns", min_age_ns)?;
         map.serialize_entry("torn", &self.options.torn)?;
+        let again = self.options.named_again.as_ref().map(super::named_again::json);
+        map.serialize_entry("named_again", &again)?;
         map.serialize_entry("host", host)?;
         map.serialize_entry(
             "tracee",

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::outstanding::books::{Books, Librarian};
 use crate::snapshot::Recording;
+use crate::stacks::again::NamedAgain;
 
 pub mod check;
 pub mod diff;
@@ -16,6 +17,7 @@ mod json;
 pub mod ledger;
 mod ledger_json;
 mod ledger_tree;
+pub mod named_again;
 mod numbers;
 mod pprof;
 mod processes_json;
@@ -62,6 +64,8 @@ pub struct ReportOptions {
     pub merge_go: bool,
     /// What was found when the recording was read: shown when it was torn.
     pub torn: Option<String>,
+    /// What became of names that were looked up again, where that was asked for.
+    pub named_again: Option<NamedAgain>,
 }
 
 impl Default for ReportOptions {
@@ -75,6 +79,7 @@ impl Default for ReportOptions {
             show_runtime_frames: false,
             merge_go: false,
             torn: None,
+            named_again: None,
         }
     }
 }

@@ -1,6 +1,8 @@
 //! `memtrace bundle`: one archive with all that a bug report needs.
 
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -8,12 +10,19 @@ use serde_json::json;
 
 use super::outputs::Sink;
 use super::recorder::unix_ns;
-use super::{load, to_stdout};
+use super::{load, named_again, to_stdout};
 use crate::cli::BundleArgs;
 use crate::report::{self, Format, ReportOptions, visible};
-use crate::snapshot::file::{ReadLimits, RecordingWriter};
+use crate::snapshot::file::{MAGIC, ReadLimits, RecordingWriter};
 use crate::snapshot::redact::{What, redact};
 use crate::snapshot::{Recording, SCHEMA_VERSION};
+
+/// The recording in it.
+const RECORDING: &str = "recording.mtrace";
+/// What zstd begins with, and a recording does not.
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// Files looked at in search of the recording.
+const MOST_FILES: usize = 1_000;
 
 /// Columns of the text in it.
 const WIDTH: usize = 110;
@@ -27,7 +36,9 @@ about.json         versions, host, build ids, limits, losses, and what was redac
 ";
 
 pub fn run(args: &BundleArgs) -> Result<ExitCode> {
-    let (recording, torn) = load(&args.file)?;
+    let mut finder = named_again::finder(&args.debug)?;
+    let (mut recording, torn) = load(&args.file)?;
+    let again = named_again::name(&mut recording, &mut finder);
     let wanted = What { functions: args.redact_functions };
     let redacted = args.redact || args.redact_functions;
     let recording = match redacted {
@@ -39,12 +50,20 @@ pub fn run(args: &BundleArgs) -> Result<ExitCode> {
         top: usize::MAX,
         width: WIDTH,
         torn: torn.clone(),
+        // Paths of this host.
+        named_again: again.clone().filter(|_| !redacted),
         ..ReportOptions::default()
     };
     let render = |format| report::render(format, &recording, &options);
-    let bytes = match redacted || args.file.as_os_str() == "-" {
-        true => rewritten(&recording, torn.as_deref())?,
-        false => as_it_is(args)?,
+    let is_another = redacted || again.is_some() || args.file.as_os_str() == "-";
+    let bytes = match is_another {
+        true => None,
+        // Of an archive only the recording is taken.
+        false => Some(as_it_is(args)?).filter(|bytes| bytes.starts_with(&MAGIC)),
+    };
+    let bytes = match bytes {
+        Some(bytes) => bytes,
+        None => rewritten(&recording, torn.as_deref())?,
     };
     let about = about(&recording, torn.as_deref(), redacted, wanted);
     let about = serde_json::to_vec_pretty(&about).context("failed to encode `about.json`")?;
@@ -53,7 +72,7 @@ pub fn run(args: &BundleArgs) -> Result<ExitCode> {
         ("about.json", about),
         ("report.txt", render(Format::Text)?),
         ("profile.pb.gz", render(Format::Pprof)?),
-        ("recording.mtrace", bytes),
+        (RECORDING, bytes),
         ("report.json", render(Format::Json)?),
     ];
     let failed = || format!("failed to write to {}", args.output.display());
@@ -83,11 +102,44 @@ fn archive(files: &[(&str, Vec<u8>)]) -> std::io::Result<Vec<u8>> {
 
 /// The file, byte for byte: what is torn may interest, too.
 fn as_it_is(args: &BundleArgs) -> Result<Vec<u8>> {
+    let most = ReadLimits::default().total_raw_bytes;
     let mut bytes = Vec::new();
-    std::fs::File::open(&args.file)
-        .and_then(|file| file.take(ReadLimits::default().total_raw_bytes).read_to_end(&mut bytes))
+    File::open(&args.file)
+        .and_then(|file| file.take(most).read_to_end(&mut bytes))
         .with_context(|| format!("failed to read `{}`", args.file.display()))?;
     Ok(bytes)
+}
+
+/// Opens a recording: itself (`-`: from standard input), or the one in an archive that
+/// `memtrace bundle` made.
+pub(super) fn open(path: &Path) -> io::Result<Box<dyn Read>> {
+    const BUFFER: usize = 1 << 16;
+    if path.as_os_str() == "-" {
+        return recording_in(BufReader::with_capacity(BUFFER, io::stdin()));
+    }
+    recording_in(BufReader::with_capacity(BUFFER, File::open(path)?))
+}
+
+fn recording_in(mut input: impl BufRead + 'static) -> io::Result<Box<dyn Read>> {
+    if !input.fill_buf()?.starts_with(&ZSTD_MAGIC) {
+        return Ok(Box::new(input));
+    }
+    let most = ReadLimits::default().total_raw_bytes;
+    // All that may stand before it, and it.
+    let raw = zstd::stream::read::Decoder::with_buffer(input)?.take(2 * most);
+    let mut archive = tar::Archive::new(raw);
+    for entry in archive.entries()?.take(MOST_FILES) {
+        let mut entry = entry?;
+        if entry.path()?.file_name().is_none_or(|name| name != RECORDING) {
+            continue;
+        }
+        let mut file = tempfile::tempfile()?;
+        io::copy(&mut entry.by_ref().take(most), &mut file)?;
+        file.rewind()?;
+        return Ok(Box::new(BufReader::new(file)));
+    }
+    let what = format!("the archive holds no `{RECORDING}`: name one that `memtrace bundle` made");
+    Err(io::Error::new(io::ErrorKind::InvalidData, what))
 }
 
 /// Written again from what was read.
@@ -164,6 +216,27 @@ mod tests {
         recording.header.probes.attached.push(late);
         let bytes = rewritten(&recording, None).unwrap();
         assert_eq!(read_recording(&bytes[..]).unwrap().0, recording);
+    }
+
+    #[test]
+    fn a_recording_is_read_from_the_archive_as_from_its_file() {
+        let recording = synthetic::recording();
+        let bytes = rewritten(&recording, None).unwrap();
+        let archive =
+            archive(&[("README.txt", b"x".to_vec()), (RECORDING, bytes.clone())]).unwrap();
+        for input in [bytes, archive] {
+            let read = read_recording(recording_in(io::Cursor::new(input)).unwrap()).unwrap();
+            assert_eq!(read.0, recording);
+        }
+    }
+
+    #[test]
+    fn an_archive_without_a_recording_is_refused_by_name() {
+        let other = archive(&[("README.txt", b"x".to_vec())]).unwrap();
+        let error = recording_in(io::Cursor::new(other)).err().unwrap();
+        assert!(error.to_string().contains("memtrace bundle"), "{error}");
+        let damaged = [&ZSTD_MAGIC[..], b"nothing of zstd's"].concat();
+        assert!(recording_in(io::Cursor::new(damaged)).is_err());
     }
 
     #[test]

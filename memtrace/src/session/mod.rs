@@ -9,6 +9,8 @@ mod exit;
 mod explain;
 mod family;
 mod image;
+mod marks;
+mod named_again;
 mod outputs;
 mod probes;
 mod progress;
@@ -32,7 +34,7 @@ use clap::CommandFactory;
 use crate::cli::{Cli, Command, DoctorArgs, MarkArgs, ReportArgs};
 use crate::doctor;
 use crate::snapshot::Recording;
-use crate::snapshot::file::{Completeness, read_recording_file};
+use crate::snapshot::file::{Completeness, read_recording};
 use outputs::Outputs;
 
 pub use control::check_name as check_mark_name;
@@ -44,7 +46,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Record(args) => {
             diagnostics::install(args.verbose);
-            runtime()?.block_on(record::run(args))
+            runtime()?.block_on(record::run(*args))
         }
         Command::Explain(args) => {
             diagnostics::install(false);
@@ -77,16 +79,19 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 fn report(args: &ReportArgs) -> Result<ExitCode> {
-    let (recording, torn) = load(&args.file)?;
+    let mut finder = named_again::finder(&args.debug)?;
+    let (mut recording, torn) = load(&args.file)?;
     let mut outputs = Outputs::open(&args.formats, None, Some(&args.file))?;
-    outputs.render(&recording, &args.formats, torn)?;
+    let named_again = named_again::name(&mut recording, &mut finder);
+    outputs.render(&recording, &args.formats, torn, named_again)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// A recording, and where it is cut if it is, which is told.
 fn load(path: &Path) -> Result<(Recording, Option<String>)> {
-    let (recording, completeness) = read_recording_file(path)
-        .with_context(|| format!("failed to read the recording `{}`", path.display()))?;
+    let failed = || format!("failed to read the recording `{}`", path.display());
+    let (recording, completeness) =
+        read_recording(bundle::open(path).with_context(failed)?).with_context(failed)?;
     let torn = match completeness {
         Completeness::Complete { .. } => None,
         Completeness::Torn(torn) => {

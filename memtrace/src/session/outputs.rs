@@ -14,6 +14,7 @@ use super::say::warn;
 use crate::cli::{ColorChoice, FormatArgs};
 use crate::report::{self, Format, ReportOptions};
 use crate::snapshot::Recording;
+use crate::stacks::again::NamedAgain;
 
 /// One opened output.
 pub struct Sink {
@@ -189,6 +190,7 @@ impl Outputs {
         recording: &Recording,
         formats: &FormatArgs,
         torn: Option<String>,
+        named_again: Option<NamedAgain>,
     ) -> Result<()> {
         let options = ReportOptions {
             top: formats.top,
@@ -197,6 +199,7 @@ impl Outputs {
             show_runtime_frames: formats.show_runtime_frames,
             merge_go: formats.merge_go,
             torn,
+            named_again,
             ..ReportOptions::default()
         };
         if self.text_to_stdout {

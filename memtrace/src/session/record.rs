@@ -12,6 +12,7 @@ use super::exit::SessionError;
 use super::explain::ContainerMemory;
 use super::family::{Family, Ready, Scope};
 use super::image::TracedImage;
+use super::marks::Marks;
 use super::outputs::{Outputs, Sink};
 use super::probes::{Mmaps, Planned, Probes, explain, plan_for, reasons};
 use super::progress::{Progress, Status};
@@ -68,7 +69,7 @@ pub async fn run(args: RecordArgs) -> Result<ExitCode> {
     let detaching = session.kernel.detach_meanwhile();
 
     let (recording, written) = recorder.finish(&ended)?;
-    let rendered = outputs.render(&recording, &args.formats, None);
+    let rendered = outputs.render(&recording, &args.formats, None, None);
     drop(detaching);
     let code = session.child_exit_code()?;
     rendered.and(written)?;
@@ -320,6 +321,7 @@ impl Session {
         let notices = unsafe { AsyncFd::register(self.kernel.ring_descriptor()?) }
             .context("failed to watch the ring")?;
         let mut progress = Progress::new();
+        let mut marks = Marks::new(&args.mark, self.armed_at);
         let mut main_runs = true;
         let ended = loop {
             let due = self.rescan_due;
@@ -330,6 +332,13 @@ impl Session {
                     Event::Mark(name) => self.take(args, recorder, Some(name), None).await?,
                 },
                 () = &mut end => break "the duration is over".to_owned(),
+                () = at(marks.due()) => {
+                    // The first one is the first snapshot, too.
+                    if recorder.snapshots() == 0 && let Some(interval) = &mut snapshots {
+                        interval.reset();
+                    }
+                    self.take(args, recorder, marks.next(), None).await?;
+                }
                 _ = exit.readable(), if main_runs => {
                     main_runs = false;
                     self.drain();

@@ -11,6 +11,7 @@
 //! vaddr less the object's base, *address* one of the running process. A return address is looked
 //! up as the address before it; a walk always ends, with the reason.
 
+pub mod again;
 pub mod compare;
 mod debug_files;
 pub mod elf;

@@ -29,7 +29,7 @@ use memtrace_common::unwind::{OWNER_OF_MANY, OWNER_UNKNOWN, owned, owner_of, pla
 use blazesym::symbolize::{self, Input, Symbolized, source::Elf as ElfOf, source::Source};
 
 use super::debug_files::DebugLink;
-use super::elf::{Elf, ElfSegments, FileSource};
+use super::elf::{ByteSource, Elf, ElfSegments, FileSource};
 use super::go_object::find_go_table;
 use super::image::SymbolImage;
 use super::pclntab::PclnTable;
@@ -165,7 +165,7 @@ struct Object {
 
 /// What names the addresses of one object.
 #[derive(Default)]
-struct Sources {
+pub(super) struct Sources {
     segments: Option<ElfSegments>,
     go: Option<PclnTable<'static>>,
     image: Option<(SymbolImage, symbolize::Symbolizer)>,
@@ -516,19 +516,30 @@ impl Sources {
         };
         let debug_source = debug_file.as_ref().and_then(|file| FileSource::new(file).ok());
         let debug = debug_source.as_ref().and_then(|source| Elf::parse(source).ok());
-        match SymbolImage::build(&elf, debug.as_ref(), options.max_debug_bytes) {
-            Ok(image) => {
-                stats.copied_bytes += image.size_bytes;
-                stats.debug_info_too_large += u64::from(image.debug_bytes_left_out > 0);
-                sources.image = Some((image, blazesym_of_our_files()));
-            }
-            Err(error) => {
-                log::warn!("failed to copy the symbols of `{}`: {error}", clean(&file.path));
-                stats.objects_unreadable += 1;
-            }
+        match Self::of(&elf, debug.as_ref(), options, stats) {
+            Some(of) => sources.image = of.image,
+            None => log::warn!("failed to copy the symbols of `{}`", clean(&file.path)),
         }
         sources.segments = Some(elf.segments);
         sources
+    }
+
+    /// Symbols and debug information alone; `None` where they could not be copied.
+    pub(super) fn of<S: ByteSource + ?Sized>(
+        elf: &Elf<'_, S>,
+        debug: Option<&Elf<'_, S>>,
+        options: &Options,
+        stats: &mut SymbolizerStats,
+    ) -> Option<Self> {
+        let image = SymbolImage::build(elf, debug, options.max_debug_bytes)
+            .inspect_err(|error| {
+                log::debug!("failed to copy symbols: {error}");
+                stats.objects_unreadable += 1;
+            })
+            .ok()?;
+        stats.copied_bytes += image.size_bytes;
+        stats.debug_info_too_large += u64::from(image.debug_bytes_left_out > 0);
+        Some(Self { image: Some((image, blazesym_of_our_files())), ..Self::default() })
     }
 
     /// The object's own virtual address of a mapped file offset.
@@ -539,7 +550,11 @@ impl Sources {
     }
 
     /// Names by DWARF and symbols, in the order of `vaddrs`; empty where nothing names one.
-    fn symbolize(&mut self, vaddrs: &[u64], stats: &mut SymbolizerStats) -> Vec<Vec<Name>> {
+    pub(super) fn symbolize(
+        &mut self,
+        vaddrs: &[u64],
+        stats: &mut SymbolizerStats,
+    ) -> Vec<Vec<Name>> {
         let mut found: Vec<Vec<Name>> = vec![Vec::new(); vaddrs.len()];
         if vaddrs.is_empty() {
             return found;

@@ -368,6 +368,29 @@ fn gaps_and_jumps_of_the_clock_are_told() {
 }
 
 #[test]
+fn a_program_that_was_stopped_under_load_is_told() {
+    let mut program = Program::new(1);
+    program.run(12, |program, _| churn(program, BUSY));
+    let mut recording = program.recording();
+    let told = |recording: &Recording| {
+        let verdict = judge(&Librarian::new(recording));
+        let doubts = verdict.value().map(|verdict| verdict.doubts.join("\n"));
+        doubts.is_some_and(|doubts| doubts.contains("called no allocator at all"))
+    };
+    assert!(!told(&recording));
+    let still = recording.snapshots[3].native.clone();
+    for snapshot in &mut recording.snapshots[4..8] {
+        snapshot.native = still.clone();
+    }
+    assert!(told(&recording));
+    // A program that calls next to nothing is always at rest.
+    for snapshot in &mut recording.snapshots[8..] {
+        snapshot.native = still.clone();
+    }
+    assert!(!told(&recording));
+}
+
+#[test]
 fn hostile_figures_are_judged_without_a_panic() {
     let mut program = Program::new(1);
     program.run(12, |program, _| churn(program, BUSY));

@@ -252,6 +252,43 @@ fn survivors(librarian: &Librarian<'_>, lines: &mut BTreeMap<usize, Line>) -> Ve
     counted
 }
 
+/// A process that is stopped calls nothing; one that waits may not, either.
+const SHORTEST_PAUSE_NS: u64 = 2_000_000_000;
+
+/// Stretches of the load in which there was no call at all, in words.
+fn pauses(load: &[Snapshot]) -> Vec<String> {
+    let calls: Vec<u64> = load
+        .iter()
+        .map(|at| {
+            let counts = at.native.stacks.iter();
+            let counts = counts.map(|row| row.allocated_blocks.wrapping_add(row.freed_blocks));
+            counts.fold(0, u64::wrapping_add)
+        })
+        .collect();
+    let busy = calls.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    // One that rarely calls anything is always at rest.
+    if busy * 2 < load.len() {
+        return Vec::new();
+    }
+    let mut pauses = Vec::new();
+    let mut from = 0;
+    for still in calls.chunk_by(|one, next| one == next) {
+        let (first, last) = (&load[from], &load[from + still.len() - 1]);
+        from += still.len();
+        let length = last.elapsed_ns.saturating_sub(first.elapsed_ns);
+        if length >= SHORTEST_PAUSE_NS && still.len() > 2 {
+            pauses.push(format!(
+                "between the snapshots {} and {} ({:.1} s) the program called no allocator at all: it \
+                 was stopped, or waited",
+                first.sequence,
+                last.sequence,
+                length as f64 / 1e9
+            ));
+        }
+    }
+    pauses
+}
+
 /// What makes the series itself doubtful, in words.
 pub fn doubts(snapshots: &[Snapshot], window: &Window) -> Vec<String> {
     let mut doubts = Vec::new();
@@ -282,6 +319,7 @@ pub fn doubts(snapshots: &[Snapshot], window: &Window) -> Vec<String> {
             ));
         }
     }
+    doubts.extend(pauses(&snapshots[window.first..=window.last]));
     if window.idle_after * 10 > snapshots.len() {
         doubts.push(format!(
             "the last {} snapshots are of an idle process: growth is judged before them",

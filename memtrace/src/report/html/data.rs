@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::stacks::{self, Stacks};
 use crate::account::Ledger;
 use crate::account::owners::{Bands, Owner};
+use crate::account::probed::Outstanding;
 use crate::account::waterfall::{self, Step, Traced};
 use crate::outstanding::books::{Books, Librarian};
 use crate::report::json::frame;
@@ -157,7 +158,7 @@ pub(super) fn page<'a>(
             })
         }),
         verdict_reason: verdict.reason().map(str::to_owned),
-        last: last(books, ledgers.last()),
+        last: last(books),
     }
 }
 
@@ -180,12 +181,13 @@ fn limit(ledger: &Known<Ledger>) -> Option<i64> {
 }
 
 /// Everything of the last snapshot that is not a stack.
-fn last(books: &Books<'_>, ledger: Option<&Known<Ledger>>) -> Value {
+fn last(books: &Books<'_>) -> Value {
     let at = books.snapshot;
-    let memory = match (at.memory.value(), ledger.and_then(Known::value)) {
-        (Some(facts), Some(ledger)) => ledger_json::document(facts, ledger),
-        _ => Value::Null,
-    };
+    // With what only a recording knows: who allocated it.
+    let memory = at.memory.value().map_or(Value::Null, |facts| {
+        let ledger = Ledger::of_recorded(facts, &Outstanding::of(books, facts));
+        ledger_json::document(facts, &ledger)
+    });
     let counters = |lines: &[crate::outstanding::books::CounterLine]| {
         lines
             .iter()

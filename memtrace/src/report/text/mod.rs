@@ -63,6 +63,7 @@ pub(super) fn render(
     page.not_probed();
     page.losses();
     page.own_cost();
+    page.named_again();
     page.out
 }
 
@@ -95,6 +96,15 @@ impl Page<'_> {
             .collect();
         if !marked.is_empty() {
             self.paragraph(2, &format!("Marks: {}.", marked.join(", ")));
+        }
+    }
+
+    /// What became of names that were looked up again.
+    fn named_again(&mut self) {
+        let Some(again) = &self.options.named_again else { return };
+        self.section("Names looked up again");
+        for line in super::named_again::lines(again) {
+            self.paragraph(2, &line);
         }
     }
 
