@@ -17,6 +17,8 @@ pub enum Kind {
     C,
     /// C, dynamic glibc, linked with `-l` this.
     CWith(&'static str),
+    /// C, dynamic glibc, with the static library of this name inside the executable.
+    CArchive(&'static str),
     CStaticGlibc,
     CMusl,
     CStaticMusl,
@@ -27,7 +29,11 @@ pub enum Kind {
     Go,
     /// Go with cgo, linked statically: the allocator lies inside the executable.
     GoStatic,
+    /// Go with cgo, with the static library of this name inside the executable.
+    GoArchive(&'static str),
     Rust,
+    /// Rust over `tikv-jemallocator`, whose functions have a prefix: libc's stand beside them.
+    RustJemalloc,
     /// Rust, linked with the C object of the same name.
     RustWithC,
 }
@@ -37,13 +43,14 @@ impl Kind {
         match self {
             Self::C
             | Self::CWith(_)
+            | Self::CArchive(_)
             | Self::CStaticGlibc
             | Self::CMusl
             | Self::CStaticMusl
             | Self::CLibrary => "c",
             Self::Cpp => "cpp",
-            Self::Go | Self::GoStatic => "go",
-            Self::Rust | Self::RustWithC => "rust",
+            Self::Go | Self::GoStatic | Self::GoArchive(_) => "go",
+            Self::Rust | Self::RustWithC | Self::RustJemalloc => "rust",
         }
     }
 
@@ -59,7 +66,11 @@ impl Kind {
             Self::CStaticMusl => ".musl-static",
             Self::CLibrary => ".so",
             Self::GoStatic => ".static",
+            Self::RustJemalloc => ".jemalloc",
             Self::CWith(library) => return format!(".with-{library}"),
+            Self::CArchive(library) | Self::GoArchive(library) => {
+                return format!(".inside-{library}");
+            }
             Self::C | Self::Cpp | Self::Go | Self::Rust | Self::RustWithC => "",
         }
         .to_owned()
@@ -94,6 +105,11 @@ pub fn program(name: &str, kind: Kind) -> Result<PathBuf> {
             .arg(&output)
             .arg(source("c"))
             .arg(format!("-l{library}")))?,
+        Kind::CArchive(library) => run(Command::new("cc")
+            .args(c)
+            .arg(&output)
+            .arg(source("c"))
+            .args([&format!("-l:lib{library}.a"), "-lstdc++", "-lm", "-ldl"]))?,
         Kind::CStaticGlibc => {
             run(Command::new("cc").arg("-static").args(c).arg(&output).arg(source("c")))?;
         }
@@ -112,7 +128,18 @@ pub fn program(name: &str, kind: Kind) -> Result<PathBuf> {
             .args(["-std=c++17", "-g", "-O2", "-Wall", "-pthread", "-o"])
             .arg(&output)
             .arg(source("cc")))?,
-        Kind::Go | Kind::GoStatic => go(&sources.join(name), &output, kind)?,
+        Kind::Go | Kind::GoStatic | Kind::GoArchive(_) => go(&sources.join(name), &output, kind)?,
+        Kind::RustJemalloc => {
+            let built = crate::target_dir().join("programs/rust-jemalloc");
+            run(Command::new("cargo")
+                .args(["build", "--locked", "--release", "--features", "jemalloc"])
+                .arg("--manifest-path")
+                .arg(sources.join("Cargo.toml"))
+                .arg("--target-dir")
+                .arg(&built))?;
+            let made = built.join("release").join(name);
+            fs::copy(&made, &output).with_context(|| format!("copy `{}`", made.display()))?;
+        }
         Kind::Rust | Kind::RustWithC => {
             let mut rustc = Command::new("rustc");
             rustc.args(["--edition", "2024", "-O", "-g", "-o"]).arg(&output).arg(source("rs"));
@@ -139,6 +166,9 @@ fn go(source: &Path, output: &Path, kind: Kind) -> Result<()> {
     go.current_dir(source).args(["build", "-o"]).arg(output);
     if kind == Kind::GoStatic {
         go.args(["-tags", "netgo,osusergo", "-ldflags", "-linkmode=external -extldflags=-static"]);
+    }
+    if let Kind::GoArchive(library) = kind {
+        go.env("CGO_LDFLAGS", format!("-l:lib{library}.a -lstdc++ -lm -ldl"));
     }
     go.env("GOTOOLCHAIN", "local").env("GOPROXY", "off");
     go.env("CGO_ENABLED", "1").env("GOCACHE", crate::target_dir().join("go-cache"));

@@ -75,6 +75,9 @@ cases! {
     jemallocs_own_functions_are_seen: Case::new("jemalloc_api", Kind::CWith("jemalloc"));
     jemalloc_linked_takes_the_place_of_libc: Case::new("mixed_threads", Kind::CWith("jemalloc"))
         .arguments(&["8"]);
+    jemalloc_inside_the_executable_is_seen: Case::new("jemalloc_api", Kind::CArchive("jemalloc"));
+    cgo_over_a_static_allocator_is_seen: Case::new("allocations", Kind::GoArchive("jemalloc_pic"));
+    rust_over_its_own_jemalloc_is_seen_beside_libc: Case::new("allocations", Kind::RustJemalloc);
     cpp_new_and_delete_pair: Case::new("new_delete", Kind::Cpp);
     cpp_aligned_new_counts_what_was_asked_for: Case::new("new_aligned", Kind::Cpp);
     cpp_sized_delete_frees_the_whole_block: Case::new("sized_delete", Kind::Cpp);

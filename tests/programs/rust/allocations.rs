@@ -1,6 +1,11 @@
-//! Rust's own collections over the system allocator: malloc, calloc, realloc, posix_memalign.
+//! Rust's own collections over the system allocator: malloc, calloc, realloc, posix_memalign; or,
+//! as `Cargo.toml` builds it, over jemalloc inside the executable: mallocx, rallocx, sdallocx.
 
 mod truth;
+
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static JEMALLOC: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::hint::black_box;
