@@ -74,8 +74,9 @@ fn nginx_is_traced_with_its_workers_and_with_those_that_take_their_place() -> Re
         get(port, 50)?;
     }
     docker(&["kill", "--signal", "HUP", &container.name])?;
-    // The new workers are traced within a second, and what has ended is closed within another one.
-    std::thread::sleep(Duration::from_secs(6));
+    // The new workers are traced within a second, and what has ended is closed within another one;
+    // on a machine full of work it was seven.
+    std::thread::sleep(Duration::from_secs(12));
     for _ in 0..20 {
         get(port, 50)?;
     }
@@ -172,7 +173,7 @@ fn a_container_that_is_restarted_under_its_name_is_followed() -> Result<()> {
     let recording = Recording::start(&["--container", &container.name, "--follow"])?;
     std::thread::sleep(Duration::from_secs(2));
     docker(&["restart", "--time", "0", &container.name])?;
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(12));
     let recorded = recording.interrupt()?.recorded()?;
     balanced(&recorded)?;
     let [before, after] = &recorded.processes[..] else {
@@ -186,7 +187,7 @@ fn a_container_that_is_restarted_under_its_name_is_followed() -> Result<()> {
     }
     let unseen = Duration::from_nanos(after.unseen_ns.context("how long it was not seen")?);
     println!("after the restart it was not seen for {unseen:?}");
-    // 0.67 s at a load of 9 on two CPUs.
-    ensure!(unseen < Duration::from_secs(3), "it was not seen for {unseen:?}");
+    // 0.67 s at a load of 9 on two CPUs, 6.1 s at one of 26.
+    ensure!(unseen < Duration::from_secs(10), "it was not seen for {unseen:?}");
     Ok(())
 }
