@@ -5,6 +5,7 @@
 //! Nothing here skips: what a test needs and does not find is an error that says how to get it.
 
 pub mod browser;
+pub mod cgroup;
 pub mod compile;
 pub mod conformance;
 pub mod cri;

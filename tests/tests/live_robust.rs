@@ -7,6 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use memtrace_tests::cgroup::Group;
 use memtrace_tests::compile::{self, Kind};
 use memtrace_tests::wait::{self, Lines};
 use memtrace_tests::{memtrace, serial};
@@ -212,37 +213,6 @@ fn a_program_that_is_stopped_is_told_and_nothing_of_it_is_lost() -> Result<()> {
     let losses = last["native"]["losses"].as_object().context("losses")?;
     ensure!(losses.values().all(|count| count == 0), "{losses:?}");
     Ok(())
-}
-
-/// A cgroup with nothing in it.
-struct Group(PathBuf);
-
-impl Group {
-    fn create(name: &str) -> Result<Self> {
-        let root = Path::new("/sys/fs/cgroup");
-        let parent = match root.join("cgroup.controllers").exists() {
-            true => root.to_owned(),
-            false => root.join("memory"),
-        };
-        let path = parent.join(format!("memtrace-robust-{name}-{}", std::process::id()));
-        fs::create_dir(&path).with_context(|| format!("create `{}`", path.display()))?;
-        Ok(Self(path))
-    }
-
-    fn take(&self, pid: u32) -> Result<()> {
-        fs::write(self.0.join("cgroup.procs"), pid.to_string()).context("move the program")
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
 }
 
 #[test]

@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use memtrace_tests::cgroup::Group;
 use memtrace_tests::compile::{self, Kind};
 use memtrace_tests::wait::{self, Lines};
 use memtrace_tests::{memtrace, serial};
@@ -17,43 +18,6 @@ use serde_json::Value;
 const SHORT: u64 = 10;
 const LONG: u64 = 25;
 const SEEDS: [u64; 3] = [1, 20_261_123, 0xdead_beef];
-
-/// A memory cgroup of its own, so that the page cache in it is the program's.
-struct Group(PathBuf);
-
-impl Group {
-    fn create(name: &str) -> Result<Self> {
-        let root = Path::new("/sys/fs/cgroup");
-        let v2 = fs::read_to_string(root.join("cgroup.controllers"))
-            .is_ok_and(|all| all.split_whitespace().any(|one| one == "memory"));
-        let parent = match v2 {
-            true => {
-                fs::write(root.join("cgroup.subtree_control"), "+memory")
-                    .context("enable the memory controller")?;
-                root.to_owned()
-            }
-            false => root.join("memory"),
-        };
-        let path = parent.join(format!("memtrace-verdict-{}-{name}", std::process::id()));
-        fs::create_dir(&path).with_context(|| format!("create `{}`", path.display()))?;
-        Ok(Self(path))
-    }
-
-    fn take(&self, pid: u32) -> Result<()> {
-        fs::write(self.0.join("cgroup.procs"), pid.to_string()).context("move the program")
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
 
 /// A program of `over_time`, waiting for its line.
 struct Program {
