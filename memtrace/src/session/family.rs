@@ -113,11 +113,11 @@ impl Family {
     pub fn ended(&mut self, pid: u32) -> Option<u32> {
         match self.members.remove(&pid)?.state {
             State::Traced(image) => Some(image),
-            State::Waiting => {
+            // One that was named as running untraced is named no more.
+            State::Waiting | State::Refused(_) => {
                 self.came_and_went += 1;
                 None
             }
-            State::Refused(_) => None,
         }
     }
 
@@ -214,6 +214,17 @@ mod tests {
         assert_eq!(family.ended(9), None, "it is told once");
         assert_eq!(family.untraced().came_and_went, 1);
         assert!(!family.has_waiting());
+    }
+
+    #[test]
+    fn one_that_was_refused_and_ends_is_counted() {
+        let mut family = family();
+        family.add(8, Came::Found, None);
+        family.members.get_mut(&8).unwrap().seen -= PATIENCE * 2;
+        family.refuse(8, String::new(), "it has gone".into());
+        assert_eq!((family.untraced().running, family.untraced().came_and_went), (1, 0));
+        assert_eq!(family.ended(8), None);
+        assert_eq!((family.untraced().running, family.untraced().came_and_went), (0, 1));
     }
 
     #[test]

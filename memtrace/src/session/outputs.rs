@@ -83,9 +83,10 @@ impl Sink {
         Ok(())
     }
 
-    /// A reader that went away (`| head`) is no error.
+    /// A reader that went away (`| head`) is no error. A result without a byte is one too: its file
+    /// is there, and empty.
     pub(super) fn deliver(&mut self, bytes: &[u8]) -> Result<()> {
-        match self.write_all(bytes).and_then(|()| self.flush()) {
+        match self.begin().and_then(|()| self.write_all(bytes)).and_then(|()| self.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             other => other.with_context(|| format!("failed to write to {}", self.name)),
         }
@@ -241,4 +242,26 @@ pub fn is_coloured(choice: ColorChoice) -> bool {
 
 pub fn stdout_takes_color() -> bool {
     anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_without_a_byte_leaves_an_empty_file_and_no_result_leaves_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let empty = directory.path().join("empty");
+        Sink::open(&empty).unwrap().deliver(b"").unwrap();
+        assert_eq!(std::fs::read(&empty).unwrap(), b"");
+        let absent = directory.path().join("absent");
+        drop(Sink::open(&absent).unwrap());
+        assert!(!absent.exists());
+        let held = directory.path().join("held");
+        std::fs::write(&held, "before").unwrap();
+        drop(Sink::open(&held).unwrap());
+        assert_eq!(std::fs::read(&held).unwrap(), b"before");
+        Sink::open(&held).unwrap().deliver(b"").unwrap();
+        assert_eq!(std::fs::read(&held).unwrap(), b"", "what it held is not this result");
+    }
 }
