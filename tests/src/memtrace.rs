@@ -44,8 +44,8 @@ fn find_binary() -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     cargo.current_dir(crate::workspace()).args(["build", "--quiet", "--package", "memtrace"]);
     cargo.args(["--bin", "memtrace"]);
-    // Cargo tells this test of its own package. Handed on, build scripts that look at it would take
-    // themselves for stale, and with them a third of the dependencies.
+    // What cargo told this test of its own package is not for the cargo that it runs: build scripts
+    // that look at it would take themselves for stale (as in xtask's `forget_own_package`).
     for (name, _) in std::env::vars_os() {
         let told = name.to_string_lossy();
         if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {

@@ -63,6 +63,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     paths::prefer_own_tools();
+    paths::forget_own_package();
     let result = match Arguments::parse().verb {
         Verb::Setup { demo } => setup::run(demo),
         Verb::Demo(options) => demo::run(&options),

@@ -36,6 +36,18 @@ pub fn prefer_own_tools() {
     }
 }
 
+/// What cargo told this xtask of its own package is not for the cargo that it runs: build scripts
+/// that look at it would take themselves for stale after each plain `cargo build`, and the other way.
+pub fn forget_own_package() {
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_string_lossy();
+        if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {
+            // SAFETY: called in `main`, before any other thread exists.
+            unsafe { std::env::remove_var(name) };
+        }
+    }
+}
+
 /// The file that a command's name means, by PATH.
 pub fn which(command: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

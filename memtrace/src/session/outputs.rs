@@ -83,8 +83,7 @@ impl Sink {
         Ok(())
     }
 
-    /// A reader that went away (`| head`) is no error. A result without a byte is one too: its file
-    /// is there, and empty.
+    /// A reader that went away (`| head`) is no error. A result without a byte leaves an empty file.
     pub(super) fn deliver(&mut self, bytes: &[u8]) -> Result<()> {
         match self.begin().and_then(|()| self.write_all(bytes)).and_then(|()| self.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
