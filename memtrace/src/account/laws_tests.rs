@@ -4,6 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::fixtures::*;
+use super::probed::Outstanding;
 use super::row::{Kind, Row};
 use super::*;
 use crate::snapshot::facts::*;
@@ -183,6 +184,7 @@ fn a_recording_s_c_heap_goes_on_to_what_is_outstanding() {
         callers: vec![("import".to_owned(), 3 * MIB, 3), ("label".to_owned(), MIB, 1)],
         stacks: vec![(3 * MIB, 3), (2 * MIB, 2)],
     };
+    let seen: Seen = [(7, seen)].into_iter().collect();
     let ledger = Ledger::of_recorded(&facts, &seen);
     let broken_sums: Vec<_> = broken(&ledger).into_iter().filter(|it| it.name == "I12").collect();
     assert!(broken_sums.is_empty(), "{broken_sums:#?}");
@@ -194,10 +196,15 @@ fn a_recording_s_c_heap_goes_on_to_what_is_outstanding() {
     assert_eq!(of("c_before"), i128::from(7 * MIB) - 80);
     assert_eq!(heap.find("c_main_heap").unwrap().kind, Kind::Within);
     assert!(heap.note.as_deref().unwrap().contains("left out"), "{:?}", heap.note);
-    // Probes saw nothing of other processes.
+    // Whoever is explained: each process has what was seen in it.
     facts.subject.main_pid = Some(8);
-    let other = Ledger::of_recorded(&facts, &seen);
-    assert!(other.processes[0].resident.value().unwrap().find("c_heap").is_none());
+    facts.processes.push(process(8, heap_of(3 * MIB)));
+    let several = Ledger::of_recorded(&facts, &seen);
+    let heap_of = |pid: u32| {
+        let process = several.processes.iter().find(|process| process.pid == pid).unwrap();
+        process.resident.value().unwrap().find("c_heap").and_then(Row::value)
+    };
+    assert_eq!((heap_of(7), heap_of(8)), (Some(i128::from(12 * MIB)), None));
 }
 
 #[test]

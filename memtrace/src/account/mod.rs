@@ -37,7 +37,7 @@ use advice::Advice;
 use charge::{Charge, Drift};
 use invariants::Check;
 use limits::Limits;
-use probed::Outstanding;
+use probed::Seen;
 use process::ProcessLedger;
 use row::Row;
 use tools::Tool;
@@ -62,21 +62,14 @@ pub struct Ledger {
 
 impl Ledger {
     pub fn of(facts: &Facts) -> Self {
-        Self::with(facts, None)
+        Self::of_recorded(facts, &Seen::default())
     }
 
-    /// The same of a recording, whose probes saw what is outstanding in the main process.
-    pub fn of_recorded(facts: &Facts, outstanding: &Outstanding) -> Self {
-        Self::with(facts, Some(outstanding))
-    }
-
-    fn with(facts: &Facts, outstanding: Option<&Outstanding>) -> Self {
-        let main = facts.subject.main_pid;
-        let seen = |pid: u32| outstanding.filter(|_| Some(pid) == main);
-        let processes: Vec<_> = facts
-            .processes
-            .iter()
-            .map(|it| ProcessLedger::of(it, facts, seen(it.id.pid)))
+    /// The same of a recording, whose probes saw what is outstanding.
+    pub fn of_recorded(facts: &Facts, seen: &Seen) -> Self {
+        let processes = facts.processes.iter();
+        let processes: Vec<_> = processes
+            .map(|process| ProcessLedger::of(process, facts, seen.of_process(process.id.pid)))
             .collect();
         let figures = facts.cgroup.and_then(|cgroup| Charge::of(cgroup, facts));
         let charge = figures.map(|charge| tree::charge_row(charge, facts, &processes));

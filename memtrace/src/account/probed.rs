@@ -7,6 +7,8 @@
 //! The residual is what was allocated before the attach and still is (+), and what was allocated and
 //! never touched (−). Where malloc's books were not read, what malloc retains is in it, too. Pure.
 
+use std::collections::BTreeMap;
+
 use super::row::{How, Kind, Row};
 use crate::outstanding::books::{Books, StackLine};
 use crate::outstanding::callers::callers;
@@ -33,12 +35,36 @@ pub struct Outstanding {
     pub stacks: Vec<(u64, u64)>,
 }
 
-impl Outstanding {
+/// The same of every process that probes see, by PID.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen(BTreeMap<u32, Outstanding>);
+
+impl Seen {
     /// `facts` are the memory read for the same snapshot.
     pub fn of(books: &Books<'_>, facts: &Facts) -> Self {
-        let main = facts.processes.iter().find(|it| Some(it.id.pid) == facts.subject.main_pid);
-        let executable = main.map_or("", |process| process.executable.as_str());
-        let callers = callers(&books.stacks, |line| line.outstanding, executable);
+        let executable = |pid| {
+            let process = facts.processes.iter().find(|process| process.id.pid == pid);
+            process.map_or("", |process| process.executable.as_str())
+        };
+        let running = books.running.iter().map(|(image, pid)| (*image, *pid));
+        running.map(|(image, pid)| (pid, Outstanding::of(books, image, executable(pid)))).collect()
+    }
+
+    pub fn of_process(&self, pid: u32) -> Option<&Outstanding> {
+        self.0.get(&pid)
+    }
+}
+
+impl FromIterator<(u32, Outstanding)> for Seen {
+    fn from_iter<T: IntoIterator<Item = (u32, Outstanding)>>(processes: T) -> Self {
+        Self(processes.into_iter().collect())
+    }
+}
+
+impl Outstanding {
+    fn of(books: &Books<'_>, image: u32, executable: &str) -> Self {
+        let held = |line: &StackLine| line.by_image.get(&image).copied().unwrap_or_default();
+        let callers = callers(&books.stacks, held, executable);
         let named = callers.iter().take(SHOWN_STACKS).map(|line| {
             let frame = line.frame.as_ref();
             let mut name = frame.map_or("[unknown]".to_owned(), |frame| frame.label());
@@ -47,13 +73,11 @@ impl Outstanding {
             }
             (name.chars().take(LONGEST_NAME).collect(), line.held.bytes, line.held.blocks)
         });
-        let stack = |line: &StackLine| (line.outstanding.bytes, line.outstanding.blocks);
-        Self {
-            bytes: books.outstanding.bytes,
-            blocks: books.outstanding.blocks,
-            callers: named.collect(),
-            stacks: books.stacks.iter().map(stack).filter(|(bytes, _)| *bytes > 0).collect(),
-        }
+        let callers = named.collect();
+        let held = books.stacks.iter().map(|line| (held(line).bytes, held(line).blocks));
+        let stacks: Vec<_> = held.filter(|(bytes, _)| *bytes > 0).collect();
+        let sum = |of: fn(&(u64, u64)) -> u64| stacks.iter().map(of).fold(0, u64::saturating_add);
+        Self { bytes: sum(|held| held.0), blocks: sum(|held| held.1), callers, stacks }
     }
 
     /// What glibc adds to the blocks: a header, and up to the next chunk size. Blocks of one stack

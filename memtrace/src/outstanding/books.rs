@@ -4,8 +4,7 @@
 //! the ids of all of them stay with the row. Nothing here formats, and no report adds up.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use memtrace_common::counters::{Loss, Tally};
@@ -129,6 +128,8 @@ pub struct Books<'a> {
     pub tallies: Vec<CounterLine>,
     pub checks: Vec<Check>,
     pub doubts: Vec<Doubt>,
+    /// PID of each image whose process runs it at this snapshot.
+    pub running: BTreeMap<u32, u32>,
 }
 
 impl Books<'_> {
@@ -167,6 +168,18 @@ fn outstanding(row: &StackTotals) -> Amount {
         bytes: row.allocated_bytes.saturating_sub(row.freed_bytes),
         blocks: row.allocated_blocks.saturating_sub(row.freed_blocks),
     }
+}
+
+/// Recordings of one process that were made before there could be several have no images: their
+/// stacks are of image 0.
+fn running(recording: &Recording, at: &Snapshot) -> BTreeMap<u32, u32> {
+    if recording.images.is_empty() {
+        return BTreeMap::from([(0, recording.header.tracee.id.pid)]);
+    }
+    let open = at.images.iter().filter(|image| !image.ended).map(|image| image.image);
+    let open: BTreeSet<u32> = open.collect();
+    let running = recording.images.iter().filter(|image| open.contains(&image.number));
+    running.map(|image| (image.number, image.id.pid)).collect()
 }
 
 /// Which stacks read the same, worked out once per recording.
@@ -353,6 +366,7 @@ impl<'a> Librarian<'a> {
             ),
             checks: checks(snapshot),
             doubts: doubts(self.recording, position),
+            running: running(self.recording, snapshot),
         })
     }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{ReportError, ReportOptions, ledger_json, processes_json, verdict_json};
 use crate::account::Ledger;
-use crate::account::probed::Outstanding;
+use crate::account::probed::Seen;
 use crate::outstanding::books::{
     Amount, Books, CounterLine, Growth, Librarian, RangeLine, StackLine,
 };
@@ -154,7 +154,7 @@ impl Serialize for Told<'_> {
         map.serialize_entry("process", &process)?;
         map.serialize_entry("process_reason", &process_reason)?;
         let (memory, memory_reason) = parted(&at.memory, |facts| {
-            let ledger = Ledger::of_recorded(facts, &Outstanding::of(books, facts));
+            let ledger = Ledger::of_recorded(facts, &Seen::of(books, facts));
             ledger_json::document(facts, &ledger)
         });
         map.serialize_entry("memory", &memory)?;

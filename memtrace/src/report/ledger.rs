@@ -9,7 +9,7 @@ use super::numbers::{count, duration, grouped, instant};
 use super::style::Paint;
 use super::text::layout::{keep_start, pad_left, pad_right, wrap};
 use crate::account::Ledger;
-use crate::account::probed::Outstanding;
+use crate::account::probed::Seen;
 use crate::account::process::ProcessLedger;
 use crate::account::row::Row;
 use crate::sanitize::visible;
@@ -58,16 +58,11 @@ pub fn render_text(facts: &Facts, ledger: &Ledger, options: LedgerOptions) -> St
     page.out
 }
 
-/// The charge and the traced process, as sections of another report; nothing where neither is known.
-pub(super) fn render_charge(
-    facts: &Facts,
-    outstanding: &Outstanding,
-    options: LedgerOptions,
-) -> Option<String> {
-    let ledger = Ledger::of_recorded(facts, outstanding);
-    let main = ledger.processes.iter().find(|it| Some(it.pid) == facts.subject.main_pid);
-    let main = main.filter(|process| process.resident.value().is_some());
-    if ledger.charge.value().is_none() && main.is_none() {
+/// The charge and the processes, as sections of another report; nothing where neither is known.
+pub(super) fn render_charge(facts: &Facts, seen: &Seen, options: LedgerOptions) -> Option<String> {
+    let ledger = Ledger::of_recorded(facts, seen);
+    let any_resident = ledger.processes.iter().any(|process| process.resident.value().is_some());
+    if ledger.charge.value().is_none() && !any_resident {
         return None;
     }
     let width = options.width.max(40);
@@ -82,9 +77,7 @@ pub(super) fn render_charge(
     };
     page.warnings();
     page.charge("THE CONTAINER'S MEMORY");
-    if let Some(process) = main {
-        page.resident(process);
-    }
+    page.residents();
     Some(page.out)
 }
 
@@ -382,11 +375,24 @@ impl Page<'_> {
         if by_size.len() > SHOWN {
             self.line(&format!("  and {} more", by_size.len() - SHOWN));
         }
-        // Who was named comes first.
+        self.residents();
+    }
+
+    /// Who was named comes first, then the largest.
+    fn residents(&mut self) {
+        let ledger = self.ledger;
         let main = self.facts.subject.main_pid;
-        by_size.sort_by_key(|process| Some(process.pid) != main);
-        for process in by_size.iter().take(DETAILED_PROCESSES) {
+        let known = ledger.processes.iter().filter(|process| process.resident.value().is_some());
+        let mut known: Vec<&ProcessLedger> = known.collect();
+        known.sort_by_key(|process| {
+            (Some(process.pid) != main, std::cmp::Reverse(process.rss.value().copied()))
+        });
+        for process in known.iter().take(DETAILED_PROCESSES) {
             self.resident(process);
+        }
+        if known.len() > DETAILED_PROCESSES {
+            let more = known.len() - DETAILED_PROCESSES;
+            self.line(&format!("  the mappings of {more} more processes are in the JSON"));
         }
     }
 

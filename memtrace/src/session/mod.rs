@@ -2,6 +2,7 @@
 
 mod bundle;
 mod check;
+mod container_memory;
 mod control;
 mod diagnostics;
 mod diff;
@@ -13,6 +14,7 @@ mod marks;
 mod named_again;
 mod outputs;
 mod probes;
+mod process_books;
 mod progress;
 mod range_events;
 mod record;

@@ -2,21 +2,21 @@
 
 mod processes;
 
-use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::io::unix::AsyncFd;
 
+use super::container_memory::{ContainerMemory, Traced};
 use super::control::{Asked, Control, Request};
 use super::exit::SessionError;
-use super::explain::ContainerMemory;
 use super::family::{Family, Scope};
 use super::image::TracedImage;
 use super::marks::Marks;
 use super::outputs::{Outputs, Sink};
 use super::probes::{Mmaps, Planned, Probes, explain, plan_for, reasons};
+use super::process_books::ports_of;
 use super::progress::{Progress, Status};
 use super::recorder::{Readings, Recorder, as_ns, unix_ns};
 use super::say::{say, warn};
@@ -33,7 +33,6 @@ use crate::snapshot::facts::Facts;
 use crate::snapshot::{
     Came, GoBooks, GoProfile, Header, HostSummary, Known, ProbeReport, SCHEMA_VERSION, Tracee,
 };
-use crate::tracee::ports::{connectable, listening_ports};
 use crate::tracee::process::Process;
 
 /// How often range events and notices are taken from the ring.
@@ -172,7 +171,7 @@ impl Session {
         image.space.publish(&mut kernel, pid, &mut tables)?;
         let session = Self {
             go: (1, go_reader(args, &target.process)),
-            memory: (pid, ContainerMemory::of(pid, target.container.as_ref())),
+            memory: (pid, ContainerMemory::of(pid, target.container.as_ref(), &args.go_profile)),
             own: Process::open(std::process::id())?,
             log,
             verbose: args.verbose,
@@ -461,15 +460,17 @@ impl Session {
             return (Known::unknown("the process has exited"), exited_memory());
         };
         let pid = image.pid();
+        let pids: Vec<u32> = running().map(TracedImage::pid).collect();
         if self.go.0 != image.number {
             self.go = (image.number, go_reader(args, &image.process));
         }
         let go = self.go.1.read(&image.space.mappings.files, || ports_of(pid)).await;
         if self.memory.0 != pid {
             let container = self.target.container.as_ref();
-            self.memory = (pid, ContainerMemory::of(pid, container));
+            self.memory = (pid, ContainerMemory::of(pid, container, &args.go_profile));
         }
-        let memory = Known::Value(self.memory.1.read(&go, last).await);
+        let traced = Traced { pids: &pids, go: &go };
+        let memory = Known::Value(self.memory.1.read(traced, last).await);
         (go, memory)
     }
 
@@ -535,10 +536,4 @@ fn go_reader(args: &RecordArgs, process: &Process) -> GoReader {
 
 fn exited_memory() -> Known<Facts> {
     Known::unknown("the process has exited")
-}
-
-/// Where the process listens, without the wildcards that nobody can connect to.
-fn ports_of(pid: u32) -> Vec<(IpAddr, u16)> {
-    let listening = listening_ports(pid).unwrap_or_default();
-    listening.into_iter().flat_map(connectable).map(|at| (at.ip(), at.port())).collect()
 }

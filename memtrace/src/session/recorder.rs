@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow};
 use memtrace_common::counters::{Loss, Tally};
 
-use super::explain::MemoryCost;
+use super::container_memory::MemoryCost;
 use super::image::TracedImage;
 use super::outputs::Sink;
 use super::say::warn;

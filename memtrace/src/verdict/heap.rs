@@ -5,10 +5,12 @@
 //! retention   outstanding fell or stays, resident stays: free chunks in arenas that cannot shrink
 //! ```
 
-use super::owners::{Owner, OwnerVerdict};
+use std::collections::{BTreeMap, HashMap};
+
 use super::{Figure, Finding, How, Kind, Unit};
-use crate::snapshot::facts::{ArenaFacts, HeapCensus};
-use crate::snapshot::{Known, Recording};
+use crate::account::classes::totals;
+use crate::snapshot::facts::{ArenaFacts, HeapCensus, ProcessFacts};
+use crate::snapshot::{Known, ProcessId, Recording, Snapshot};
 
 /// Less than this is an allocator's ordinary reserve.
 const SMALLEST: u64 = 8 << 20;
@@ -16,31 +18,90 @@ const SMALLEST: u64 = 8 << 20;
 /// for, at most on the mean.
 const OVERHEAD: u64 = 24;
 
-pub(super) fn retention(recording: &Recording, owners: &[OwnerVerdict]) -> Option<Finding> {
-    let heap = owners.iter().find(|it| it.owner == Owner::CHeap)?;
+/// Of each process that was traced, by itself: what one keeps is no other's to use.
+pub(super) fn retention(recording: &Recording) -> Vec<Finding> {
+    let histories = histories(recording);
+    let several = histories.len() > 1;
+    histories.iter().filter_map(|history| of_process(recording, history, several)).collect()
+}
+
+/// The C heap of one process, snapshot by snapshot.
+struct History<'a> {
+    id: ProcessId,
+    comm: &'a str,
+    /// Resident bytes; `None` where its mappings were not read.
+    resident: Vec<Option<u64>>,
+    /// Bytes and blocks not freed.
+    outstanding: Vec<(u64, u64)>,
+}
+
+fn histories(recording: &Recording) -> Vec<History<'_>> {
+    let tracee = &recording.header.tracee;
+    let mut ids = BTreeMap::from([((tracee.id.pid, tracee.id.start_time_ticks), &*tracee.comm)]);
+    // The last of its programs names a process.
+    ids.extend(
+        recording
+            .images
+            .iter()
+            .map(|image| ((image.id.pid, image.id.start_time_ticks), &*image.comm)),
+    );
+    let of_image: HashMap<u32, ProcessId> =
+        recording.images.iter().map(|image| (image.number, image.id)).collect();
+    let of_stack: HashMap<u64, ProcessId> = recording
+        .stacks
+        .iter()
+        .map(|stack| (stack.id, of_image.get(&stack.image).copied().unwrap_or(tracee.id)))
+        .collect();
+    let outstanding = |at: &Snapshot| {
+        let mut held: HashMap<ProcessId, (u64, u64)> = HashMap::new();
+        for row in &at.native.stacks {
+            let id = of_stack.get(&row.stack).copied().unwrap_or(tracee.id);
+            let (bytes, blocks) = held.entry(id).or_default();
+            *bytes = bytes.saturating_add(row.allocated_bytes.saturating_sub(row.freed_bytes));
+            *blocks = blocks.saturating_add(row.allocated_blocks.saturating_sub(row.freed_blocks));
+        }
+        held
+    };
+    let outstanding: Vec<_> = recording.snapshots.iter().map(outstanding).collect();
+    let history = |((pid, start_time_ticks), comm): ((u32, u64), _)| {
+        let id = ProcessId { pid, start_time_ticks };
+        let resident = |at: &Snapshot| {
+            let heap = totals(process_at(at, id)?).into_iter().filter(|it| it.class.is_c_heap());
+            heap.map(|class| class.rss).reduce(u64::saturating_add)
+        };
+        History {
+            id,
+            comm,
+            resident: recording.snapshots.iter().map(resident).collect(),
+            outstanding: outstanding
+                .iter()
+                .map(|held| held.get(&id).copied().unwrap_or_default())
+                .collect(),
+        }
+    };
+    ids.into_iter().map(history).collect()
+}
+
+fn process_at(at: &Snapshot, id: ProcessId) -> Option<&ProcessFacts> {
+    at.memory.value()?.processes.iter().find(|process| process.id == id)
+}
+
+fn of_process(recording: &Recording, history: &History<'_>, several: bool) -> Option<Finding> {
     let snapshots = &recording.snapshots;
     // At the end of everything: what an idle process still holds counts most.
-    let (at, resident) = (0..snapshots.len()).rev().find_map(|at| Some((at, heap.values[at]?)))?;
-    let outstanding = |at: usize| {
-        let rows = &snapshots[at].native.stacks;
-        rows.iter().fold((0u64, 0u64), |sum, row| {
-            (
-                sum.0.saturating_add(row.allocated_bytes.saturating_sub(row.freed_bytes)),
-                sum.1.saturating_add(row.allocated_blocks.saturating_sub(row.freed_blocks)),
-            )
-        })
-    };
-    let (live, blocks) = outstanding(at);
+    let (at, resident) =
+        (0..snapshots.len()).rev().find_map(|at| Some((at, history.resident[at]?)))?;
+    let most_resident = history.resident.iter().flatten().max().copied()?;
+    let (live, blocks) = history.outstanding[at];
     let (peak_at, peak) = (0..snapshots.len())
-        .map(|at| (at, outstanding(at).0))
+        .map(|at| (at, history.outstanding[at].0))
         .max_by_key(|(at, bytes)| (*bytes, std::cmp::Reverse(*at)))?;
-    let census = census(recording, at);
+    let census = |at: usize| process_at(&snapshots[at], history.id)?.heap.value();
     let unseen = resident.saturating_sub(live.saturating_add(blocks.saturating_mul(OVERHEAD)));
     // Kept for the last quarter of the recording: a program that breathes has it in use again.
     let quarter = at - at / 4;
     let freed_since_peak = peak.saturating_sub(live);
-    let by_census: Option<u64> =
-        (quarter..=at).filter_map(|at| free_bytes(self::census(recording, at)?)).min();
+    let by_census: Option<u64> = (quarter..=at).filter_map(|at| free_bytes(census(at)?)).min();
     let kept = match by_census {
         Some(free) => free.min(unseen),
         // Without malloc's own books the rest may also be older than the attach, or between two
@@ -53,7 +114,12 @@ pub(super) fn retention(recording: &Recording, owners: &[OwnerVerdict]) -> Optio
     if kept < SMALLEST || kept.saturating_mul(2) < resident {
         return None;
     }
+    let census = census(at);
     let arenas = census.map(|census| census.arenas.len());
+    let who = match several {
+        true => format!(" of PID {} ({})", history.id.pid, history.comm),
+        false => String::new(),
+    };
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
     let mut figures = vec![
         figure(
@@ -63,7 +129,13 @@ pub(super) fn retention(recording: &Recording, owners: &[OwnerVerdict]) -> Optio
             Unit::Bytes,
             How::Measured,
         ),
-        figure("resident_peak", "resident at most", heap.peak as f64, Unit::Bytes, How::Measured),
+        figure(
+            "resident_peak",
+            "resident at most",
+            most_resident as f64,
+            Unit::Bytes,
+            How::Measured,
+        ),
         figure("outstanding", "not freed now", live as f64, Unit::Bytes, How::Measured),
         figure("outstanding_peak", "not freed at most", peak as f64, Unit::Bytes, How::Measured),
         figure(
@@ -97,7 +169,7 @@ pub(super) fn retention(recording: &Recording, owners: &[OwnerVerdict]) -> Optio
     Some(Finding {
         kind: Kind::HeapRetention,
         what: format!(
-            "the C allocator keeps {} that the program has freed: {} resident, {} not freed{}",
+            "the C allocator{who} keeps {} that the program has freed: {} resident, {} not freed{}",
             mib(kept),
             mib(resident),
             mib(live),
@@ -123,12 +195,6 @@ pub(super) fn retention(recording: &Recording, owners: &[OwnerVerdict]) -> Optio
 
 fn figure(key: &'static str, label: &'static str, value: f64, unit: Unit, how: How) -> Figure {
     Figure { key, label, value, unit, how }
-}
-
-fn census(recording: &Recording, at: usize) -> Option<&HeapCensus> {
-    let pid = recording.header.tracee.id.pid;
-    let facts = recording.snapshots[at].memory.value()?;
-    facts.processes.iter().find(|process| process.id.pid == pid)?.heap.value()
 }
 
 /// Free chunks and tops of all arenas; `None` when one of them does not tell.

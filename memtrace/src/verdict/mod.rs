@@ -174,7 +174,7 @@ pub fn judge(librarian: &Librarian<'_>) -> Known<Verdict> {
         .filter(|(_, site)| site.behaviour == Behaviour::Growing)
         .map(|(at, site)| remedy::leak_candidate(at, site))
         .collect();
-    findings.extend(heap::retention(recording, &owners));
+    findings.extend(heap::retention(recording));
     findings.extend(owners.iter().filter_map(remedy::growth));
     findings.sort_by_key(|it| (it.kind.rank(), std::cmp::Reverse(it.bytes), it.kind));
     Known::Value(Verdict {

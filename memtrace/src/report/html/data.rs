@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::stacks::{self, Stacks};
 use crate::account::Ledger;
 use crate::account::owners::{Bands, Owner};
-use crate::account::probed::Outstanding;
+use crate::account::probed::Seen;
 use crate::account::waterfall::{self, Step, Traced};
 use crate::outstanding::books::{Books, Librarian};
 use crate::report::json::frame;
@@ -185,7 +185,7 @@ fn last(books: &Books<'_>) -> Value {
     let at = books.snapshot;
     // With what only a recording knows: who allocated it.
     let memory = at.memory.value().map_or(Value::Null, |facts| {
-        let ledger = Ledger::of_recorded(facts, &Outstanding::of(books, facts));
+        let ledger = Ledger::of_recorded(facts, &Seen::of(books, facts));
         ledger_json::document(facts, &ledger)
     });
     let counters = |lines: &[crate::outstanding::books::CounterLine]| {

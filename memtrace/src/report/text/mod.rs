@@ -16,7 +16,7 @@ use super::ReportOptions;
 use super::ledger::{LedgerOptions, render_charge};
 use super::numbers::duration;
 use super::style::Paint;
-use crate::account::probed::Outstanding;
+use crate::account::probed::Seen;
 use crate::outstanding::books::{Books, Librarian};
 use crate::sanitize::visible;
 use crate::snapshot::{Known, Recording};
@@ -78,7 +78,7 @@ impl Page<'_> {
         let Known::Value(facts) = &self.books.snapshot.memory else { return };
         let options =
             LedgerOptions { width: self.width, colour: self.options.colour, exact: false };
-        if let Some(text) = render_charge(facts, &Outstanding::of(self.books, facts), options) {
+        if let Some(text) = render_charge(facts, &Seen::of(self.books, facts), options) {
             self.out.push_str(&text);
         }
     }

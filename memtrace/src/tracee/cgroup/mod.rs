@@ -43,8 +43,10 @@ pub struct Wanted {
     pub place: Known<Place>,
     /// Processes to read where there is no cgroup, or none of them can be listed in it.
     pub pids: Vec<u32>,
-    /// Processes of which every mapping is read, the main one first, then the largest;
-    /// [`MOST_SMAPS`] where nothing speaks against it.
+    /// Those whose mappings are read before the mappings of larger ones.
+    pub first: Vec<u32>,
+    /// Processes of which every mapping is read: the main one, then [`Wanted::first`], then the
+    /// largest; [`MOST_SMAPS`] where nothing speaks against it.
     pub most_smaps: usize,
 }
 
@@ -68,8 +70,7 @@ pub async fn gather(
     pids.extend(&wanted.pids);
     pids.sort_unstable();
     pids.dedup();
-    let (mut processes, unread) =
-        processes::read(&pids, wanted.subject.main_pid, wanted.most_smaps);
+    let (mut processes, unread) = processes::read(&pids, wanted);
     let cgroup = match (&wanted.place, before) {
         (Known::Value(place), Some(before)) => {
             let mut read = files::complete(place, before, start);

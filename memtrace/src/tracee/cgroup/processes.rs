@@ -8,12 +8,12 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::MOST_PROCESSES;
 use super::go_version::go_version;
 use super::layout::{Memory, examine};
 use super::runtimes;
 use super::smaps::{parse_rollup, parse_smaps};
 use super::stat::{parse_stack_pointer, parse_tmpfs_devices, read_number, read_stat, read_status};
+use super::{MOST_PROCESSES, Wanted};
 use crate::snapshot::facts::{ProcessFacts, Rollup, Unread};
 use crate::snapshot::{Known, ProcessId};
 use crate::tracee::capabilities::missing_for;
@@ -29,12 +29,9 @@ const MOST_THREADS: usize = 65_536;
 const ATTEMPTS: u32 = 3;
 const PAGE_PRESENT: u64 = 1 << 63;
 
-/// Reads every process; mappings of the largest only, the main one always.
-pub(super) fn read(
-    pids: &[u32],
-    main: Option<u32>,
-    most_smaps: usize,
-) -> (Vec<ProcessFacts>, Vec<Unread>) {
+/// Reads every process; mappings of the first and the largest only, the main one always.
+pub(super) fn read(pids: &[u32], wanted: &Wanted) -> (Vec<ProcessFacts>, Vec<Unread>) {
+    let Wanted { first, most_smaps, .. } = wanted;
     let mut unread = Vec::new();
     let mut begun = Vec::new();
     for (number, pid) in pids.iter().enumerate() {
@@ -50,12 +47,14 @@ pub(super) fn read(
     }
     let resident = |process: &ProcessFacts| process.status.vm_rss.unwrap_or(0);
     begun.sort_by_key(|process| {
-        (Some(process.id.pid) != main, std::cmp::Reverse(resident(process)), process.id.pid)
+        let pid = process.id.pid;
+        let is_main = Some(pid) == wanted.subject.main_pid;
+        (!is_main, !first.contains(&pid), std::cmp::Reverse(resident(process)), pid)
     });
     let mut processes = Vec::with_capacity(begun.len());
     for (number, mut process) in begun.into_iter().enumerate() {
         let directory = directory_of(process.id.pid);
-        if number < most_smaps {
+        if number < *most_smaps {
             read_mappings(&mut process, &directory);
         } else {
             process.rollup_after = read_rollup(&directory, process.id.pid);
