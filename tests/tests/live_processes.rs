@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use memtrace_tests::compile::{self, Kind};
+use memtrace_tests::ledger;
 use memtrace_tests::memtrace::Recording;
 use memtrace_tests::program::Program;
 use memtrace_tests::recorded::{Process, Recorded};
@@ -102,6 +103,25 @@ fn judge_workers(truth: &Truth, recorded: &Recorded) -> Result<()> {
         ensure!(allocated == 41, "process {} allocated {allocated} blocks", books.process);
     }
     ensure!(last.processes.len() == 4, "{:?}", last.processes);
+    judge_ledger(recorded)
+}
+
+/// Each one's C heap goes on to what is outstanding in itself.
+fn judge_ledger(recorded: &Recorded) -> Result<()> {
+    let last = recorded.last()?;
+    let ledgers = last.memory["processes"].as_array().context("the ledger's processes")?;
+    for books in &last.processes {
+        let process = recorded.processes.iter().find(|it| it.process == books.process);
+        let pid = process.context("the process is defined")?.pid;
+        let ledger = ledgers.iter().find(|it| it["pid"] == pid);
+        let resident = &ledger.with_context(|| format!("no ledger of {pid}"))?["resident"];
+        let bytes = |key| ledger::find(resident, key).and_then(|row| row["bytes"].as_u64());
+        let held = books.totals.outstanding.bytes;
+        ensure!(bytes("c_outstanding") == Some(held), "{pid} holds {held}: {resident:#}");
+        let heap = bytes("c_heap").context("its C heap")?;
+        ensure!(heap >= held && heap < held + (4 << 20), "{pid} holds {held} of {heap}");
+    }
+    ensure!(!last.processes.is_empty());
     Ok(())
 }
 
