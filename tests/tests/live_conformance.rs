@@ -78,6 +78,14 @@ cases! {
     jemalloc_inside_the_executable_is_seen: Case::new("jemalloc_api", Kind::CArchive("jemalloc"));
     cgo_over_a_static_allocator_is_seen: Case::new("allocations", Kind::GoArchive("jemalloc_pic"));
     rust_over_its_own_jemalloc_is_seen_beside_libc: Case::new("allocations", Kind::RustJemalloc);
+    mimallocs_own_functions_are_seen: Case::new("mimalloc_api", Kind::CWith("mimalloc"));
+    tcmallocs_own_functions_are_seen: Case::new("tcmalloc_api", Kind::CWith("tcmalloc_minimal"));
+    tcmalloc_inside_the_executable_is_seen:
+        Case::new("tcmalloc_api", Kind::CArchive("tcmalloc_minimal"));
+    tcmalloc_inside_the_executable_takes_the_place_of_libc:
+        Case::new("mixed_threads", Kind::CArchive("tcmalloc_minimal")).arguments(&["8"]);
+    allocators_that_arrive_by_dlopen_are_seen_beside_libc:
+        Case::new("arriving_allocators", Kind::C).arguments(&[MIMALLOC, TCMALLOC]);
     cpp_new_and_delete_pair: Case::new("new_delete", Kind::Cpp);
     cpp_aligned_new_counts_what_was_asked_for: Case::new("new_aligned", Kind::Cpp);
     cpp_sized_delete_frees_the_whole_block: Case::new("sized_delete", Kind::Cpp);

@@ -26,6 +26,8 @@ const TESTS: &[&str] = &[
     "musl-tools",
     "libjemalloc-dev",
     "libjemalloc2",
+    "libgoogle-perftools-dev",
+    "libmimalloc-dev",
     "libtcmalloc-minimal4|libtcmalloc-minimal4t64",
     "libmimalloc2.0|libmimalloc2.1|libmimalloc3",
     "python3",
