@@ -25,7 +25,7 @@ mod runtimes;
 mod tree;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 #[cfg(test)]
 mod laws_tests;
 

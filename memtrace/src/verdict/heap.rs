@@ -207,3 +207,84 @@ fn free_bytes(census: &HeapCensus) -> Option<u64> {
     };
     census.arenas.iter().try_fold(0u64, |sum, arena| Some(sum.saturating_add(of(arena)?)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::fixtures::{self, MIB};
+    use crate::snapshot::{Came, Image, StackDef, StackTotals, synthetic};
+
+    const BUSY: u32 = 7;
+    const KEEPER: u32 = 8;
+
+    fn process(pid: u32, heap_mib: u64) -> ProcessFacts {
+        let heap = fixtures::mapping(0x1000_0000, 64 * MIB, "rw-p", "[heap]", heap_mib * MIB);
+        fixtures::process(pid, vec![heap])
+    }
+
+    fn row(pid: u32, allocated_mib: u64, freed_mib: u64) -> StackTotals {
+        StackTotals {
+            stack: pid.into(),
+            allocated_bytes: allocated_mib * MIB,
+            allocated_blocks: allocated_mib,
+            freed_bytes: freed_mib * MIB,
+            freed_blocks: freed_mib,
+            ..StackTotals::default()
+        }
+    }
+
+    /// One process holds what it has allocated; the other one gave 40 MiB back to malloc, which
+    /// keeps `kept_mib` of them.
+    fn recorded(kept_mib: u64) -> Recording {
+        let template = synthetic::recording();
+        let snapshot = |sequence: u32, rows: [StackTotals; 2], keeper_mib: u64| {
+            let mut at = template.snapshots[0].clone();
+            at.sequence = sequence;
+            at.native.stacks = rows.to_vec();
+            at.memory = Known::Value(fixtures::facts(
+                Known::unknown("no cgroup"),
+                vec![process(BUSY, 60), process(KEEPER, keeper_mib)],
+            ));
+            at
+        };
+        let image = |pid: u32| Image {
+            number: pid,
+            id: process(pid, 1).id,
+            comm: format!("p{pid}"),
+            executable: String::new(),
+            command_line: Vec::new(),
+            go_version: None,
+            came: Came::AtStart,
+            armed_elapsed_ns: 0,
+            unseen_ns: None,
+        };
+        let stack = |image: u32| StackDef { id: image.into(), image, frames: Vec::new(), end: 0 };
+        let mut header = template.header.clone();
+        header.tracee.id = process(BUSY, 1).id;
+        Recording {
+            header,
+            stacks: vec![stack(BUSY), stack(KEEPER)],
+            images: vec![image(BUSY), image(KEEPER)],
+            snapshots: vec![
+                snapshot(0, [row(BUSY, 60, 0), row(KEEPER, 40, 0)], 41),
+                snapshot(1, [row(BUSY, 60, 0), row(KEEPER, 40, 40)], kept_mib),
+            ],
+            ..template
+        }
+    }
+
+    #[test]
+    fn what_one_process_keeps_is_not_made_up_for_by_what_another_one_holds() {
+        let found = retention(&recorded(41));
+        let [finding] = &found[..] else { panic!("{found:#?}") };
+        assert_eq!(finding.kind, Kind::HeapRetention);
+        assert!(finding.what.contains("of PID 8 (p8)"), "{}", finding.what);
+        assert_eq!(finding.bytes, i128::from(40 * MIB));
+    }
+
+    #[test]
+    fn a_process_whose_heap_shrank_keeps_nothing() {
+        let found = retention(&recorded(2));
+        assert!(found.is_empty(), "{found:#?}");
+    }
+}
