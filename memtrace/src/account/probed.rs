@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use super::row::{How, Kind, Row};
 use crate::outstanding::books::{Books, StackLine};
 use crate::outstanding::callers::callers;
-use crate::snapshot::Known;
 use crate::snapshot::facts::Facts;
+use crate::snapshot::{Known, OpenImage};
 
 /// Rows of callers; the others share one.
 const SHOWN_STACKS: usize = 5;
@@ -46,8 +46,10 @@ impl Seen {
             let process = facts.processes.iter().find(|process| process.id.pid == pid);
             process.map_or("", |process| process.executable.as_str())
         };
-        let running = books.running.iter().map(|(image, pid)| (*image, *pid));
-        running.map(|(image, pid)| (pid, Outstanding::of(books, image, executable(pid)))).collect()
+        let running = books.images.iter().filter(|image| !image.ended);
+        running
+            .map(|image| (image.id.pid, Outstanding::of(books, image, executable(image.id.pid))))
+            .collect()
     }
 
     pub fn of_process(&self, pid: u32) -> Option<&Outstanding> {
@@ -62,8 +64,8 @@ impl FromIterator<(u32, Outstanding)> for Seen {
 }
 
 impl Outstanding {
-    fn of(books: &Books<'_>, image: u32, executable: &str) -> Self {
-        let held = |line: &StackLine| line.by_image.get(&image).copied().unwrap_or_default();
+    fn of(books: &Books<'_>, image: &OpenImage, executable: &str) -> Self {
+        let held = |line: &StackLine| line.by_image.get(&image.number).copied().unwrap_or_default();
         let callers = callers(&books.stacks, held, executable);
         let named = callers.iter().take(SHOWN_STACKS).map(|line| {
             let frame = line.frame.as_ref();
@@ -73,11 +75,19 @@ impl Outstanding {
             }
             (name.chars().take(LONGEST_NAME).collect(), line.held.bytes, line.held.blocks)
         });
-        let callers = named.collect();
-        let held = books.stacks.iter().map(|line| (held(line).bytes, held(line).blocks));
-        let stacks: Vec<_> = held.filter(|(bytes, _)| *bytes > 0).collect();
-        let sum = |of: fn(&(u64, u64)) -> u64| stacks.iter().map(of).fold(0, u64::saturating_add);
-        Self { bytes: sum(|held| held.0), blocks: sum(|held| held.1), callers, stacks }
+        Self {
+            // Blocks whose stack could not be kept are of the image, and of no stack of its own.
+            bytes: image.totals.outstanding_bytes(),
+            blocks: image.totals.outstanding_blocks(),
+            callers: named.collect(),
+            stacks: books
+                .stacks
+                .iter()
+                .map(held)
+                .map(|held| (held.bytes, held.blocks))
+                .filter(|(bytes, _)| *bytes > 0)
+                .collect(),
+        }
     }
 
     /// What glibc adds to the blocks: a header, and up to the next chunk size. Blocks of one stack
@@ -170,6 +180,9 @@ impl Outstanding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::account::fixtures;
+    use crate::outstanding::books::Librarian;
+    use crate::snapshot::{Came, Image, ImageBooks, ImageTotals, ProcessId, synthetic};
 
     fn seen(stacks: &[(u64, u64)]) -> Outstanding {
         Outstanding {
@@ -217,6 +230,37 @@ mod tests {
         let by = row.find("c_outstanding").unwrap();
         assert_eq!(by.rows.len(), SHOWN_STACKS + 1);
         assert_eq!(by.rows[0].value(), Some(8_000));
+    }
+
+    /// Rows of stacks that could not be kept are of all images, and have no image of their own.
+    #[test]
+    fn blocks_without_a_stack_of_their_own_are_in_their_process_all_the_same() {
+        let mut recording = synthetic::recording();
+        let id = ProcessId { pid: 7, start_time_ticks: 1 };
+        let rows = &recording.snapshots[0].native.stacks;
+        let totals = ImageTotals::of(rows);
+        assert!(totals.outstanding_bytes() > 0);
+        recording.images = vec![Image {
+            number: 1,
+            id,
+            comm: "notes".to_owned(),
+            executable: String::new(),
+            command_line: Vec::new(),
+            go_version: None,
+            came: Came::AtStart,
+            armed_elapsed_ns: 0,
+            unseen_ns: None,
+        }];
+        let memory = Known::unknown("not read");
+        recording.snapshots[0].images = vec![ImageBooks { image: 1, totals, memory, ended: false }];
+        // No stack of the recording says that it is of image 1.
+        let books = Librarian::new(&recording).books(0, None).unwrap();
+        let facts = fixtures::facts(Known::unknown("no cgroup"), Vec::new());
+        let seen = Seen::of(&books, &facts);
+        let process = seen.of_process(7).unwrap();
+        assert_eq!(process.bytes, totals.outstanding_bytes());
+        assert_eq!(process.blocks, totals.outstanding_blocks());
+        assert!(process.stacks.is_empty());
     }
 
     #[test]

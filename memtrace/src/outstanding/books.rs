@@ -4,7 +4,7 @@
 //! the ids of all of them stay with the row. Nothing here formats, and no report adds up.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use memtrace_common::counters::{Loss, Tally};
@@ -16,7 +16,9 @@ use super::doubts::{Doubt, doubts};
 use super::frames::{CodeAddress, Frame, FrameIndex, FrameName};
 use super::ranges::RangeAnomalies;
 use super::summary::Summary;
-use crate::snapshot::{ClosedImage, RangeOwner, Recording, Snapshot, StackDef, StackTotals};
+use crate::snapshot::{
+    ClosedImage, OpenImage, RangeOwner, Recording, Snapshot, StackDef, StackTotals,
+};
 
 /// Bytes and blocks together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,8 +130,7 @@ pub struct Books<'a> {
     pub tallies: Vec<CounterLine>,
     pub checks: Vec<Check>,
     pub doubts: Vec<Doubt>,
-    /// PID of each image whose process runs it at this snapshot.
-    pub running: BTreeMap<u32, u32>,
+    pub images: Vec<OpenImage>,
 }
 
 impl Books<'_> {
@@ -168,18 +169,6 @@ fn outstanding(row: &StackTotals) -> Amount {
         bytes: row.allocated_bytes.saturating_sub(row.freed_bytes),
         blocks: row.allocated_blocks.saturating_sub(row.freed_blocks),
     }
-}
-
-/// Recordings of one process that were made before there could be several have no images: their
-/// stacks are of image 0.
-fn running(recording: &Recording, at: &Snapshot) -> BTreeMap<u32, u32> {
-    if recording.images.is_empty() {
-        return BTreeMap::from([(0, recording.header.tracee.id.pid)]);
-    }
-    let open = at.images.iter().filter(|image| !image.ended).map(|image| image.image);
-    let open: BTreeSet<u32> = open.collect();
-    let running = recording.images.iter().filter(|image| open.contains(&image.number));
-    running.map(|image| (image.number, image.id.pid)).collect()
 }
 
 /// Which stacks read the same, worked out once per recording.
@@ -366,7 +355,7 @@ impl<'a> Librarian<'a> {
             ),
             checks: checks(snapshot),
             doubts: doubts(self.recording, position),
-            running: running(self.recording, snapshot),
+            images: self.recording.open_at(snapshot),
         })
     }
 

@@ -19,7 +19,7 @@ pub(crate) mod synthetic;
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// A process is its pid *and* its start time: pids are reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
     pub pid: u32,
     /// Clock ticks since boot (`/proc/PID/stat`, field 22).
@@ -319,6 +319,16 @@ impl ImageTotals {
             freed_blocks: sum.freed_blocks.saturating_add(row.freed_blocks),
         })
     }
+}
+
+/// An image whose books are open at a snapshot, with its process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenImage {
+    /// [`Image::number`]
+    pub number: u32,
+    pub id: ProcessId,
+    pub totals: ImageTotals,
+    pub ended: bool,
 }
 
 /// The last state of an image that ended while others went on.
@@ -621,6 +631,21 @@ impl Recording {
         self.images.extend_from_slice(&snapshot.new_images);
         self.closed.extend_from_slice(&snapshot.closed);
         self.snapshots.push(snapshot);
+    }
+
+    /// Whose books are open at a snapshot. Recordings of one process that were made before there could
+    /// be several have one image, 0.
+    pub fn open_at(&self, at: &Snapshot) -> Vec<OpenImage> {
+        if self.images.is_empty() {
+            let totals = ImageTotals::of(&at.native.stacks);
+            return vec![OpenImage { number: 0, id: self.header.tracee.id, totals, ended: false }];
+        }
+        let defined = |number| self.images.iter().find(|image| image.number == number);
+        let open = at.images.iter().filter_map(|books| {
+            let ImageBooks { image: number, totals, ended, .. } = *books;
+            Some(OpenImage { number, id: defined(number)?.id, totals, ended })
+        });
+        open.collect()
     }
 
     /// The header as it stood before the first snapshot: without the probes that came later.

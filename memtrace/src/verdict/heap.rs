@@ -5,12 +5,12 @@
 //! retention   outstanding fell or stays, resident stays: free chunks in arenas that cannot shrink
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
+use super::owners::Reading;
 use super::{Figure, Finding, How, Kind, Unit};
-use crate::account::classes::totals;
 use crate::snapshot::facts::{ArenaFacts, HeapCensus, ProcessFacts};
-use crate::snapshot::{Known, ProcessId, Recording, Snapshot};
+use crate::snapshot::{Known, OpenImage, ProcessId, Recording, Snapshot};
 
 /// Less than this is an allocator's ordinary reserve.
 const SMALLEST: u64 = 8 << 20;
@@ -19,8 +19,8 @@ const SMALLEST: u64 = 8 << 20;
 const OVERHEAD: u64 = 24;
 
 /// Of each process that was traced, by itself: what one keeps is no other's to use.
-pub(super) fn retention(recording: &Recording) -> Vec<Finding> {
-    let histories = histories(recording);
+pub(super) fn retention(recording: &Recording, readings: &[Reading]) -> Vec<Finding> {
+    let histories = histories(recording, readings);
     let several = histories.len() > 1;
     histories.iter().filter_map(|history| of_process(recording, history, several)).collect()
 }
@@ -35,51 +35,30 @@ struct History<'a> {
     outstanding: Vec<(u64, u64)>,
 }
 
-fn histories(recording: &Recording) -> Vec<History<'_>> {
+fn histories<'a>(recording: &'a Recording, readings: &[Reading]) -> Vec<History<'a>> {
     let tracee = &recording.header.tracee;
-    let mut ids = BTreeMap::from([((tracee.id.pid, tracee.id.start_time_ticks), &*tracee.comm)]);
+    let mut processes = BTreeMap::from([(tracee.id, &*tracee.comm)]);
     // The last of its programs names a process.
-    ids.extend(
-        recording
-            .images
-            .iter()
-            .map(|image| ((image.id.pid, image.id.start_time_ticks), &*image.comm)),
-    );
-    let of_image: HashMap<u32, ProcessId> =
-        recording.images.iter().map(|image| (image.number, image.id)).collect();
-    let of_stack: HashMap<u64, ProcessId> = recording
-        .stacks
-        .iter()
-        .map(|stack| (stack.id, of_image.get(&stack.image).copied().unwrap_or(tracee.id)))
-        .collect();
-    let outstanding = |at: &Snapshot| {
-        let mut held: HashMap<ProcessId, (u64, u64)> = HashMap::new();
-        for row in &at.native.stacks {
-            let id = of_stack.get(&row.stack).copied().unwrap_or(tracee.id);
-            let (bytes, blocks) = held.entry(id).or_default();
-            *bytes = bytes.saturating_add(row.allocated_bytes.saturating_sub(row.freed_bytes));
-            *blocks = blocks.saturating_add(row.allocated_blocks.saturating_sub(row.freed_blocks));
-        }
-        held
-    };
-    let outstanding: Vec<_> = recording.snapshots.iter().map(outstanding).collect();
-    let history = |((pid, start_time_ticks), comm): ((u32, u64), _)| {
-        let id = ProcessId { pid, start_time_ticks };
-        let resident = |at: &Snapshot| {
-            let heap = totals(process_at(at, id)?).into_iter().filter(|it| it.class.is_c_heap());
-            heap.map(|class| class.rss).reduce(u64::saturating_add)
+    processes.extend(recording.images.iter().map(|image| (image.id, &*image.comm)));
+    let open: Vec<_> = recording.snapshots.iter().map(|at| recording.open_at(at)).collect();
+    let history = |(id, comm)| {
+        let outstanding = |open: &Vec<OpenImage>| {
+            let own = open.iter().filter(|image| image.id == id).map(|image| image.totals);
+            own.fold((0u64, 0u64), |(bytes, blocks), totals| {
+                (
+                    bytes.saturating_add(totals.outstanding_bytes()),
+                    blocks.saturating_add(totals.outstanding_blocks()),
+                )
+            })
         };
         History {
             id,
             comm,
-            resident: recording.snapshots.iter().map(resident).collect(),
-            outstanding: outstanding
-                .iter()
-                .map(|held| held.get(&id).copied().unwrap_or_default())
-                .collect(),
+            resident: readings.iter().map(|at| at.c_heaps.get(&id).copied()).collect(),
+            outstanding: open.iter().map(outstanding).collect(),
         }
     };
-    ids.into_iter().map(history).collect()
+    processes.into_iter().map(history).collect()
 }
 
 fn process_at(at: &Snapshot, id: ProcessId) -> Option<&ProcessFacts> {
@@ -212,7 +191,7 @@ fn free_bytes(census: &HeapCensus) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::account::fixtures::{self, MIB};
-    use crate::snapshot::{Came, Image, StackDef, StackTotals, synthetic};
+    use crate::snapshot::{Came, Image, ImageBooks, ImageTotals, synthetic};
 
     const BUSY: u32 = 7;
     const KEEPER: u32 = 8;
@@ -222,25 +201,28 @@ mod tests {
         fixtures::process(pid, vec![heap])
     }
 
-    fn row(pid: u32, allocated_mib: u64, freed_mib: u64) -> StackTotals {
-        StackTotals {
-            stack: pid.into(),
+    fn found_in(recording: &Recording) -> Vec<Finding> {
+        retention(recording, &crate::verdict::owners::read(recording))
+    }
+
+    fn books(pid: u32, allocated_mib: u64, freed_mib: u64) -> ImageBooks {
+        let totals = ImageTotals {
             allocated_bytes: allocated_mib * MIB,
             allocated_blocks: allocated_mib,
             freed_bytes: freed_mib * MIB,
             freed_blocks: freed_mib,
-            ..StackTotals::default()
-        }
+        };
+        ImageBooks { image: pid, totals, memory: Known::unknown("not read"), ended: false }
     }
 
     /// One process holds what it has allocated; the other one gave 40 MiB back to malloc, which
     /// keeps `kept_mib` of them.
     fn recorded(kept_mib: u64) -> Recording {
         let template = synthetic::recording();
-        let snapshot = |sequence: u32, rows: [StackTotals; 2], keeper_mib: u64| {
+        let snapshot = |sequence: u32, images: [ImageBooks; 2], keeper_mib: u64| {
             let mut at = template.snapshots[0].clone();
             at.sequence = sequence;
-            at.native.stacks = rows.to_vec();
+            at.images = images.to_vec();
             at.memory = Known::Value(fixtures::facts(
                 Known::unknown("no cgroup"),
                 vec![process(BUSY, 60), process(KEEPER, keeper_mib)],
@@ -258,16 +240,14 @@ mod tests {
             armed_elapsed_ns: 0,
             unseen_ns: None,
         };
-        let stack = |image: u32| StackDef { id: image.into(), image, frames: Vec::new(), end: 0 };
         let mut header = template.header.clone();
         header.tracee.id = process(BUSY, 1).id;
         Recording {
             header,
-            stacks: vec![stack(BUSY), stack(KEEPER)],
             images: vec![image(BUSY), image(KEEPER)],
             snapshots: vec![
-                snapshot(0, [row(BUSY, 60, 0), row(KEEPER, 40, 0)], 41),
-                snapshot(1, [row(BUSY, 60, 0), row(KEEPER, 40, 40)], kept_mib),
+                snapshot(0, [books(BUSY, 60, 0), books(KEEPER, 40, 0)], 41),
+                snapshot(1, [books(BUSY, 60, 0), books(KEEPER, 40, 40)], kept_mib),
             ],
             ..template
         }
@@ -275,7 +255,7 @@ mod tests {
 
     #[test]
     fn what_one_process_keeps_is_not_made_up_for_by_what_another_one_holds() {
-        let found = retention(&recorded(41));
+        let found = found_in(&recorded(41));
         let [finding] = &found[..] else { panic!("{found:#?}") };
         assert_eq!(finding.kind, Kind::HeapRetention);
         assert!(finding.what.contains("of PID 8 (p8)"), "{}", finding.what);
@@ -284,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_process_whose_heap_shrank_keeps_nothing() {
-        let found = retention(&recorded(2));
+        let found = found_in(&recorded(2));
         assert!(found.is_empty(), "{found:#?}");
     }
 }

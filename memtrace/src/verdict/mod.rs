@@ -166,7 +166,8 @@ pub fn judge(librarian: &Librarian<'_>) -> Known<Verdict> {
         rank(a).cmp(&rank(b))
     });
     let native = judged(&series.native);
-    let owners = owners::judge(recording, &window);
+    let readings = owners::read(recording);
+    let owners = owners::judge(recording, &readings, &window);
 
     let mut findings: Vec<Finding> = sites
         .iter()
@@ -174,7 +175,7 @@ pub fn judge(librarian: &Librarian<'_>) -> Known<Verdict> {
         .filter(|(_, site)| site.behaviour == Behaviour::Growing)
         .map(|(at, site)| remedy::leak_candidate(at, site))
         .collect();
-    findings.extend(heap::retention(recording));
+    findings.extend(heap::retention(recording, &readings));
     findings.extend(owners.iter().filter_map(remedy::growth));
     findings.sort_by_key(|it| (it.kind.rank(), std::cmp::Reverse(it.bytes), it.kind));
     Known::Value(Verdict {

@@ -1,11 +1,14 @@
 //! Who else may hold the memory: the Go runtime, threads, the page cache, tmpfs, the kernel, other
 //! processes; each over time. Pure.
 
+use std::collections::BTreeMap;
+
 use super::series::Window;
 use super::trend::{Trend, median, trend};
 use crate::account::Ledger;
 use crate::account::classes::Class;
-use crate::snapshot::{Known, Recording, Snapshot};
+use crate::account::process::ProcessLedger;
+use crate::snapshot::{Known, ProcessId, Recording, Snapshot};
 
 /// Of a trend that counts.
 const SURE: f64 = 0.05;
@@ -117,13 +120,24 @@ pub struct OwnerVerdict {
     pub grows: bool,
 }
 
+/// What one snapshot's ledger tells; it is made up once.
+pub(super) struct Reading {
+    /// In the order of [`Owner::ALL`].
+    owners: [Option<u64>; Owner::ALL.len()],
+    /// Resident bytes of the C heap of each process whose mappings were read.
+    pub(super) c_heaps: BTreeMap<ProcessId, u64>,
+}
+
 /// Owners that are known at both ends of the load.
-pub fn judge(recording: &Recording, window: &Window) -> Vec<OwnerVerdict> {
-    let readings: Vec<[Option<u64>; Owner::ALL.len()]> =
-        recording.snapshots.iter().map(|at| read(recording, at)).collect();
+pub(super) fn judge(
+    recording: &Recording,
+    readings: &[Reading],
+    window: &Window,
+) -> Vec<OwnerVerdict> {
     let times: Vec<f64> = recording.snapshots.iter().map(|at| at.elapsed_ns as f64 / 1e9).collect();
     let judged = Owner::ALL.iter().enumerate().filter_map(|(column, owner)| {
-        let values: Vec<Option<u64>> = readings.iter().map(|row| row[column]).collect();
+        let values: Vec<Option<u64>> =
+            readings.iter().map(|reading| reading.owners[column]).collect();
         judge_one(*owner, values, &times, window)
     });
     judged.collect()
@@ -160,8 +174,12 @@ fn judge_one(
     Some(OwnerVerdict { owner, values, first, last, peak, trend: all, late, grows })
 }
 
-/// In the order of [`Owner::ALL`].
-fn read(recording: &Recording, at: &Snapshot) -> [Option<u64>; Owner::ALL.len()] {
+/// One for each snapshot.
+pub(super) fn read(recording: &Recording) -> Vec<Reading> {
+    recording.snapshots.iter().map(|at| read_one(recording, at)).collect()
+}
+
+fn read_one(recording: &Recording, at: &Snapshot) -> Reading {
     let pid = recording.header.tracee.id.pid;
     let ledger = at.memory.value().map(Ledger::of);
     let ledger = ledger.as_ref();
@@ -172,9 +190,15 @@ fn read(recording: &Recording, at: &Snapshot) -> [Option<u64>; Owner::ALL.len()]
     let ranges = at.native.ranges.iter();
     let native = ranges
         .filter(|range| range.owner == crate::snapshot::RangeOwner::Native && !range.reserved);
-    [
-        main.filter(|process| process.classes.iter().any(|class| class.rss > 0))
-            .map(|process| process.resident_of(Class::is_c_heap)),
+    let c_heap = |process: &ProcessLedger| {
+        let is_read = process.classes.iter().any(|class| class.rss > 0);
+        is_read.then(|| process.resident_of(Class::is_c_heap))
+    };
+    let facts = at.memory.value().into_iter().flat_map(|facts| &facts.processes);
+    let ledgers = ledger.into_iter().flat_map(|ledger| &ledger.processes);
+    let c_heaps = facts.zip(ledgers).filter_map(|(facts, it)| Some((facts.id, c_heap(it)?)));
+    let owners = [
+        main.and_then(c_heap),
         Some(native.fold(0u64, |sum, range| sum.saturating_add(range.length_bytes))),
         go.map(|memory| memory.heap_inuse),
         go.map(|memory| memory.heap_idle.saturating_sub(memory.heap_released)),
@@ -187,5 +211,6 @@ fn read(recording: &Recording, at: &Snapshot) -> [Option<u64>; Owner::ALL.len()]
             let own = main.and_then(|process| known(&process.pss_anon))?;
             Some(known(&it.anon.bytes)?.saturating_sub(own))
         }),
-    ]
+    ];
+    Reading { owners, c_heaps: c_heaps.collect() }
 }
