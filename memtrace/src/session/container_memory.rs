@@ -3,15 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::explain::{MOST_OTHER_GO, host, place};
-use super::process_books::{read_heap, take_books};
-use crate::go::{GoProfileSource, GoReader};
+use super::explain::{host, place};
+use super::process_books::{GoProcess, MOST_OTHER_GO, read_heap, take_books};
+use crate::go::GoProfileSource;
 use crate::snapshot::facts::{Facts, ProcessFacts, Subject};
-use crate::snapshot::{Container, GoBooks, GoProfile, Known, ProcessId};
-use crate::tracee::MappedFile;
+use crate::snapshot::{Container, GoBooks, Known, ProcessId};
 use crate::tracee::cgroup::{MOST_SMAPS, Wanted, gather, place_of_process};
-use crate::tracee::mappings::Mappings;
-use crate::tracee::process::Process;
 
 /// The part of the time between two snapshots that malloc's books may take, and the mappings.
 const SHARE: u32 = 20;
@@ -22,7 +19,7 @@ pub struct ContainerMemory {
     heap: HeapPace,
     mappings: MappingsPace,
     /// Go programs beside the main process, read again at each snapshot.
-    others: Vec<OtherGo>,
+    others: Vec<(ProcessId, GoProcess)>,
     /// Whether they are to be read.
     reads_others: bool,
     cost: MemoryCost,
@@ -49,20 +46,15 @@ impl ContainerMemory {
     /// `pid` is the main process; it stays that.
     pub fn of(pid: u32, container: Option<&Container>, source: &GoProfileSource) -> Self {
         let id = container.map(|container| container.id.as_str());
-        let wanted = Wanted {
-            subject: Subject {
-                asked: format!("process {pid}"),
-                container: container.cloned(),
-                pod_uid: None,
-                main_pid: Some(pid),
-            },
-            place: place(place_of_process(Path::new("/proc"), pid, id)),
-            pids: vec![pid],
-            first: vec![pid],
-            most_smaps: 1,
+        let subject = Subject {
+            asked: format!("process {pid}"),
+            container: container.cloned(),
+            pod_uid: None,
+            main_pid: Some(pid),
         };
+        let place = place(place_of_process(Path::new("/proc"), pid, id));
         Self {
-            wanted,
+            wanted: Wanted::new(subject, place, vec![pid]),
             heap: HeapPace::default(),
             mappings: MappingsPace::default(),
             others: Vec::new(),
@@ -86,9 +78,7 @@ impl ContainerMemory {
         };
         wanted.most_smaps = mappings.most(last).min(related);
         let mut heap_cost = None;
-        let mut books_began = start;
         let books = async |processes: &mut [ProcessFacts]| {
-            books_began = Instant::now();
             let main = wanted.subject.main_pid;
             for process in processes.iter_mut().filter(|it| Some(it.id.pid) == main) {
                 take_books(process, traced.go);
@@ -108,7 +98,7 @@ impl ContainerMemory {
         };
         let mut facts = gather(wanted, None, books).await;
         facts.host = host();
-        mappings.was_read(start, books_began.saturating_duration_since(start));
+        mappings.was_read(start, Duration::from_nanos(facts.read_ns));
         self.cost = MemoryCost { whole: start.elapsed(), heap: heap_cost };
         facts
     }
@@ -119,35 +109,9 @@ impl ContainerMemory {
     }
 }
 
-/// A Go program beside the main process.
-#[derive(Debug)]
-struct OtherGo {
-    id: ProcessId,
-    /// `Err`: it cannot be read, and why.
-    reader: Result<(Box<GoReader>, Vec<MappedFile>), String>,
-}
-
-impl OtherGo {
-    fn open(id: ProcessId) -> Self {
-        let files = Process::open(id.pid).and_then(|process| Mappings::of(&process));
-        let reader = files.map(|mappings| {
-            let reader = GoReader::new(GoProfileSource::Memory, None);
-            (Box::new(reader.with_memory(id.pid, GoProfile::Published)), mappings.files)
-        });
-        Self { id, reader: reader.map_err(|error| error.to_string()) }
-    }
-
-    async fn read(&mut self) -> Known<GoBooks> {
-        match &mut self.reader {
-            Ok((reader, files)) => reader.read(files, Vec::new).await,
-            Err(reason) => Known::unknown(reason.clone()),
-        }
-    }
-}
-
 /// From their memory, which asks nobody; the largest.
 async fn read_other_go(
-    others: &mut Vec<OtherGo>,
+    others: &mut Vec<(ProcessId, GoProcess)>,
     processes: &mut [ProcessFacts],
     main: Option<u32>,
 ) {
@@ -158,13 +122,13 @@ async fn read_other_go(
     };
     let mut read = Vec::new();
     for process in processes.iter_mut().filter(is_other).take(MOST_OTHER_GO) {
-        let known = others.iter().position(|other| other.id == process.id);
-        let mut other = match known {
-            Some(at) => others.swap_remove(at),
-            None => OtherGo::open(process.id),
+        let id = process.id;
+        let mut reader = match others.iter().position(|(other, _)| *other == id) {
+            Some(at) => others.swap_remove(at).1,
+            None => GoProcess::open(id.pid, &GoProfileSource::Memory),
         };
-        take_books(process, &other.read().await);
-        read.push(other);
+        take_books(process, &reader.read().await);
+        read.push((id, reader));
     }
     *others = read;
 }
@@ -228,8 +192,6 @@ impl MappingsPace {
 mod tests {
     use super::*;
 
-    const START: u64 = 10_000;
-
     fn milliseconds(count: u64) -> Duration {
         Duration::from_millis(count)
     }
@@ -250,7 +212,7 @@ mod tests {
     #[test]
     fn mappings_of_fewer_processes_are_read_where_it_takes_long_and_of_all_in_the_end() {
         let start = Instant::now();
-        let at = |second: u64| start + milliseconds(START + second * 1000);
+        let at = |second: u64| start + milliseconds(second * 1000);
         let mut pace = MappingsPace::default();
         // The first one has nothing to compare with.
         pace.was_read(at(0), milliseconds(900));

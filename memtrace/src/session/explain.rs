@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::exit::SessionError;
 use super::outputs::{Sink, is_coloured, terminal_width};
-use super::process_books::{read_go, read_heap, take_arenas, take_books};
+use super::process_books::{MOST_OTHER_GO, read_go, read_heap, take_arenas, take_books};
 use crate::account::Ledger;
 use crate::cli::{ExplainArgs, ExplainTarget};
 use crate::doctor::gather_plain_host;
@@ -18,14 +18,12 @@ use crate::snapshot::facts::{FACTS_SCHEMA, Facts, ProcessFacts, Subject};
 use crate::snapshot::{GoBooks, HostSummary, Known};
 use crate::tracee::cgroup::freeze::freeze;
 use crate::tracee::cgroup::{
-    LocateError, MOST_SMAPS, Place, Wanted, gather, place_at, place_of_path, place_of_process,
+    LocateError, Place, Wanted, gather, place_at, place_of_path, place_of_process,
 };
 use crate::tracee::container::pod::{find_container_in, find_pod};
 use crate::tracee::container::{container_of, find_container};
 use crate::tracee::process::{Process, ProcessError};
 
-/// Go programs besides the main process whose books are read, the largest first.
-pub(super) const MOST_OTHER_GO: usize = 4;
 /// Saved facts are smaller: 131,060 mappings of 32 processes are 1.3 GB at worst.
 const FACTS_BYTES: u64 = 2 << 30;
 
@@ -162,49 +160,36 @@ async fn resolve(target: &ExplainTarget) -> Result<Wanted> {
             None => find_container(name).await?,
         };
         let id = found.container.id.clone();
-        return Ok(Wanted {
-            place: place(place_of_process(Path::new("/proc"), found.first_pid, Some(&id))),
-            subject: Subject {
-                asked: name.clone(),
-                container: Some(found.container),
-                pod_uid: None,
-                main_pid: Some(found.first_pid),
-            },
-            pids: found.all_pids,
-            first: Vec::new(),
-            most_smaps: MOST_SMAPS,
-        });
+        let place = place(place_of_process(Path::new("/proc"), found.first_pid, Some(&id)));
+        let subject = Subject {
+            asked: name.clone(),
+            container: Some(found.container),
+            pod_uid: None,
+            main_pid: Some(found.first_pid),
+        };
+        return Ok(Wanted::new(subject, place, found.all_pids));
     }
     if let Some(asked) = &target.pod {
         let pod = find_pod(asked).await?;
-        return Ok(Wanted {
-            place: place(place_of_path(Path::new("/proc"), &pod.cgroup_path)),
-            subject: Subject {
-                asked: pod.name.unwrap_or_else(|| pod.uid.clone()),
-                container: None,
-                pod_uid: Some(pod.uid),
-                main_pid: pod.pids.first().copied(),
-            },
-            pids: pod.pids,
-            first: Vec::new(),
-            most_smaps: MOST_SMAPS,
-        });
+        let place = place(place_of_path(Path::new("/proc"), &pod.cgroup_path));
+        let subject = Subject {
+            asked: pod.name.unwrap_or_else(|| pod.uid.clone()),
+            container: None,
+            pod_uid: Some(pod.uid),
+            main_pid: pod.pids.first().copied(),
+        };
+        return Ok(Wanted::new(subject, place, pod.pids));
     }
     let asked = target.cgroup.clone().unwrap_or_default();
     let found = place_at(Path::new("/proc"), &asked)?;
     let first = crate::tracee::cgroup::first_process_in(&found);
-    Ok(Wanted {
-        subject: Subject {
-            asked: format!("cgroup {}", found.path),
-            container: None,
-            pod_uid: None,
-            main_pid: first,
-        },
-        place: Known::Value(found),
-        pids: Vec::new(),
-        first: Vec::new(),
-        most_smaps: MOST_SMAPS,
-    })
+    let subject = Subject {
+        asked: format!("cgroup {}", found.path),
+        container: None,
+        pod_uid: None,
+        main_pid: first,
+    };
+    Ok(Wanted::new(subject, Known::Value(found), Vec::new()))
 }
 
 async fn of_pid(pid: u32) -> Result<Wanted> {
@@ -215,18 +200,10 @@ async fn of_pid(pid: u32) -> Result<Wanted> {
     }
     let container = container_of(pid).await;
     let id = container.as_ref().map(|container| container.id.as_str());
-    Ok(Wanted {
-        first: Vec::new(),
-        most_smaps: MOST_SMAPS,
-        place: place(place_of_process(Path::new("/proc"), pid, id)),
-        subject: Subject {
-            asked: format!("process {pid}"),
-            container,
-            pod_uid: None,
-            main_pid: Some(pid),
-        },
-        pids: vec![pid],
-    })
+    let place = place(place_of_process(Path::new("/proc"), pid, id));
+    let subject =
+        Subject { asked: format!("process {pid}"), container, pod_uid: None, main_pid: Some(pid) };
+    Ok(Wanted::new(subject, place, vec![pid]))
 }
 
 /// A container whose cgroup cannot be seen still has processes.

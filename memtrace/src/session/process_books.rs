@@ -6,27 +6,51 @@ use super::say::warn;
 use crate::go::{GoProfileSource, GoReader, open_network_namespace};
 use crate::snapshot::facts::{ArenaFacts, GoFacts, HeapCensus, NO_LIMIT, ProcessFacts};
 use crate::snapshot::{GoArena, GoBooks, GoProfile, Known};
+use crate::tracee::MappedFile;
 use crate::tracee::heap::{self, Depth};
 use crate::tracee::mappings::Mappings;
 use crate::tracee::ports::{connectable, listening_ports};
 use crate::tracee::process::Process;
 
+/// Go programs besides the main process whose books are read, the largest first.
+pub const MOST_OTHER_GO: usize = 4;
+
+/// Reads the Go books of a process that is not recorded, again and again.
+#[derive(Debug)]
+pub struct GoProcess {
+    pid: u32,
+    /// `Err`: it cannot be read, and why.
+    reader: Result<(GoReader, Vec<MappedFile>), String>,
+}
+
+impl GoProcess {
+    pub fn open(pid: u32, source: &GoProfileSource) -> Self {
+        let files = Process::open(pid).and_then(|process| Mappings::of(&process));
+        let reader = files.map(|mappings| {
+            // Entering the namespace is for asking; a reading of memory needs none.
+            let namespace = match source {
+                GoProfileSource::Memory | GoProfileSource::File(_) => None,
+                _ => open_network_namespace(pid).unwrap_or_else(|reason| {
+                    warn(format_args!("{reason}: the Go profile is asked for from here"));
+                    None
+                }),
+            };
+            let reader = GoReader::new(source.clone(), namespace);
+            (reader.with_memory(pid, GoProfile::Published), mappings.files)
+        });
+        Self { pid, reader: reader.map_err(|error| error.to_string()) }
+    }
+
+    pub async fn read(&mut self) -> Known<GoBooks> {
+        match &mut self.reader {
+            Ok((reader, files)) => reader.read(files, || ports_of(self.pid)).await,
+            Err(reason) => Known::unknown(reason.clone()),
+        }
+    }
+}
+
 pub async fn read_go(pid: u32, source: &GoProfileSource) -> Known<GoBooks> {
-    let files = match Process::open(pid).and_then(|process| Mappings::of(&process)) {
-        Ok(mappings) => mappings.files,
-        Err(error) => return Known::unknown(error.to_string()),
-    };
-    // Entering the namespace is for asking; a reading of memory needs none.
-    let namespace = match source {
-        GoProfileSource::Memory | GoProfileSource::File(_) => None,
-        _ => open_network_namespace(pid).unwrap_or_else(|reason| {
-            warn(format_args!("{reason}: the Go profile is asked for from here"));
-            None
-        }),
-    };
-    let mut reader =
-        GoReader::new(source.clone(), namespace).with_memory(pid, GoProfile::Published);
-    reader.read(&files, || ports_of(pid)).await
+    GoProcess::open(pid, source).read().await
 }
 
 /// Where the process listens, without the wildcards that nobody can connect to.

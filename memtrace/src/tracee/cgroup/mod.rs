@@ -50,6 +50,12 @@ pub struct Wanted {
     pub most_smaps: usize,
 }
 
+impl Wanted {
+    pub fn new(subject: Subject, place: Known<Place>, pids: Vec<u32>) -> Self {
+        Self { subject, place, pids, first: Vec::new(), most_smaps: MOST_SMAPS }
+    }
+}
+
 /// Reads everything. With `frozen`, the processes stand still meanwhile, and `within`, which reads
 /// the processes' own books, too; then they are let go of.
 pub async fn gather(

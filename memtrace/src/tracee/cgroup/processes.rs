@@ -46,7 +46,7 @@ pub(super) fn read(pids: &[u32], wanted: &Wanted) -> (Vec<ProcessFacts>, Vec<Unr
         }
     }
     let resident = |process: &ProcessFacts| process.status.vm_rss.unwrap_or(0);
-    begun.sort_by_key(|process| {
+    begun.sort_by_cached_key(|process| {
         let pid = process.id.pid;
         let is_main = Some(pid) == wanted.subject.main_pid;
         (!is_main, !first.contains(&pid), std::cmp::Reverse(resident(process)), pid)
